@@ -1,0 +1,1 @@
+"""FastAPI routers, one per public protocol. Knows neither Ray nor torch."""

@@ -1,0 +1,92 @@
+"""The application's settings: what ``args`` of a Serve config may hold, and nothing else reads files
+or the environment for them.
+
+Unknown keys are refused. Every limit on what a client may send or hold is in ``Limits``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MIB = 1024 * 1024
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Limits(Settings):
+    """What one client may send and hold, and how long anything may take."""
+
+    max_image_bytes: int = Field(20 * MIB, ge=1)
+    max_image_pixels: int = Field(40_000_000, ge=1)
+    min_image_side_px: int = Field(64, ge=1)
+    max_audio_bytes: int = Field(50 * MIB, ge=1)
+    max_audio_s: float = Field(600.0, gt=0)
+    max_audio_channels: int = Field(8, ge=1)
+    min_audio_rate_hz: int = Field(8_000, ge=1)
+    max_audio_rate_hz: int = Field(192_000, ge=1)
+    max_form_bytes: int = Field(72 * MIB, ge=1)
+    """The whole request body: both files, the fields and the multipart frame around them."""
+    upload_timeout_s: float = Field(60.0, gt=0)
+    decode_timeout_s: float = Field(30.0, gt=0)
+    decode_memory_bytes: int = Field(3 * 1024 * MIB, ge=256 * MIB)
+    decode_workers: int = Field(1, ge=1)
+    max_streams: int = Field(16, ge=1)
+    """Requests an ingress replica animates at once; more are answered 429."""
+    max_waiting_clusters: int = Field(4, ge=1)
+    """Clusters made ahead of the reader before generation waits for it."""
+    client_stall_s: float = Field(20.0, gt=0)
+    """A reader that takes nothing for this long while a cluster waits is closed (slow_client)."""
+    resume_timeout_s: float = Field(120.0, gt=0)
+    """How long a session looks for a replica after losing one before it ends."""
+    retry_after_s: int = Field(5, ge=1)
+
+
+class ModelSettings(Settings):
+    """One served model: a preset, where its weights are, and how they run."""
+
+    name: str
+    checkpoint: str = "embedded"
+    """Directory in the released layout, or ``embedded`` for the checkpoint in the package."""
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    attention: Literal["auto", "sdpa", "flash"] = "auto"
+    compile: bool = False
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of the engine; torch's own choice where absent."""
+    max_sessions: int = Field(4, ge=1)
+    max_rows: int = Field(1, ge=1)
+    """Rows per forward pass. 1 keeps the promise of same input, same bytes."""
+    idle_session_s: float = Field(60.0, gt=0)
+    """A session nobody has called for this long is forgotten; its ingress can resume it."""
+
+
+class VideoSettings(Settings):
+    """How Encoder compresses: VP9 at constant quality, one fresh context per chunk."""
+
+    crf: int = Field(28, ge=0, le=55)
+    cpu_used: int = Field(7, ge=0, le=8)
+    max_cluster_bytes: int = Field(250_000, ge=10_000)
+    """A chunk larger than this is encoded again at crf + 8."""
+
+
+class AppSettings(Settings):
+    """``args`` of the Serve application."""
+
+    models: tuple[ModelSettings, ...] = (ModelSettings(name="tiny"),)
+    limits: Limits = Limits()
+    video: VideoSettings = VideoSettings()
+
+    @model_validator(mode="after")
+    def _distinct_models(self) -> AppSettings:
+        names = [model.name for model in self.models]
+        if not names:
+            raise ValueError("models is empty: list at least one")
+        if len(set(names)) != len(names):
+            raise ValueError(f"models lists a name twice: {names}")
+        return self

@@ -1,0 +1,1 @@
+"""The Serve deployments: thin shells around engine, session and media."""

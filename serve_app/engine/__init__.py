@@ -1,0 +1,1 @@
+"""The chunk engine: session state, sampler, step loop. Knows no Ray."""
