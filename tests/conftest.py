@@ -1,0 +1,37 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    import torch
+
+GoldenTensors = Callable[[str], "dict[str, torch.Tensor]"]
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The directory of golden numbers; its README lists tensors and tolerances."""
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden_tensors(golden: Path) -> GoldenTensors:
+    """``golden_tensors("audio")``: every tensor of golden/audio.safetensors, 16-bit floats as float32."""
+
+    from safetensors import safe_open
+
+    def load(name: str) -> dict[str, torch.Tensor]:
+        with safe_open(golden / f"{name}.safetensors", framework="pt") as file:
+            return {key: _widened(file.get_tensor(key)) for key in file.keys()}
+
+    return load
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
