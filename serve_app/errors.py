@@ -10,6 +10,7 @@ FlashHeadError
 ├── SlowClient            --   the reader did not read; its stream was closed
 ├── ClientGone            --   the reader closed its connection
 ├── ReplicaLost           --   what served a call is gone; the caller resumes elsewhere
+├── FramesLost            --   frames that died with their node before they were encoded
 ├── StaleCall             --   a call of an earlier opening of the session
 ├── SnapshotError         500  a session snapshot that cannot be restored
 ├── CheckpointError       500  weights missing, truncated or of the wrong shape
@@ -140,6 +141,13 @@ class ReplicaLost(FlashHeadError):
     """What served a call died or was taken away; the call may be made again elsewhere."""
 
     status, title, default_code = 503, "Replica lost", "replica_lost"
+    retryable = True
+
+
+class FramesLost(FlashHeadError):
+    """Frames that cannot be read any more; they are computed again from the snapshot before them."""
+
+    status, title, default_code = 503, "Frames lost", "frames_lost"
     retryable = True
 
 

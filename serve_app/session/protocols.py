@@ -6,8 +6,10 @@ clock and a null engine; all are ordinary implementations of these protocols.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
+
+import numpy as np
 
 from serve_app.types import ChunkCall, EncodeJob, SessionSpec
 
@@ -54,7 +56,12 @@ class Encoder(Protocol):
 
         Raises:
             ReplicaLost: try again.
+            FramesLost: the frames cannot be read; generate them again.
         """
+        ...
+
+    async def finalise_mp4(self, chunks: Sequence[bytes], pcm48: np.ndarray) -> bytes:
+        """A whole MP4 file from the chunks' samples and the clip's sound, ``[n]`` float32 at 48 kHz."""
         ...
 
 

@@ -1,0 +1,52 @@
+"""``/health``, ``/ready`` and ``/v1/models``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from serve_app.api.backend import Backend
+from serve_app.errors import Unavailable
+from serve_app.types import FPS, ModelCard
+
+
+def status_router(backend: Backend) -> APIRouter:
+    """The routes that say how the server is."""
+    router = APIRouter(tags=["status"])
+
+    @router.get("/health", summary="The process is alive")
+    async def health() -> dict[str, str]:
+        return {"status": "alive"}
+
+    @router.get("/ready", summary="Every model is loaded and warm; 503 until then")
+    async def ready() -> dict[str, str]:
+        missing = [name for name in backend.served if name not in backend.cards()]
+        if missing:
+            raise Unavailable(f"not loaded yet: {', '.join(missing)}", code="not_ready", value=missing)
+        return {"status": "ready"}
+
+    @router.get("/v1/models", summary="The models served, the default first")
+    async def models() -> dict[str, Any]:
+        cards = backend.cards()
+        return {"models": [_entry(name, cards.get(name)) for name in backend.served]}
+
+    return router
+
+
+def _entry(name: str, card: ModelCard | None) -> dict[str, Any]:
+    if card is None:
+        return {"name": name, "ready": False}
+    geometry = card.geometry
+    return {
+        "name": name,
+        "ready": True,
+        "description": card.description,
+        "width": geometry.width,
+        "height": geometry.height,
+        "fps": FPS,
+        "frames_per_chunk": geometry.slice_frames,
+        "steps": card.steps,
+        "allowed_steps": list(card.allowed_steps),
+        "reproducible": card.reproducible,
+    }

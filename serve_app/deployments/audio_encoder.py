@@ -1,0 +1,46 @@
+"""The AudioEncoder deployment: wav2vec2 features of an audio window. Stateless."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from serve_app.config import ModelSettings
+from serve_app.engine.precision import choose_device
+from serve_app.model.audio_features import AudioFeatures
+from serve_app.model.checkpoint import load_audio_features
+from serve_app.model.presets import checkpoint_root, preset
+from serve_app.types import MODEL_RATE_HZ, AudioWindow
+
+WARM_UP_WINDOW = AudioWindow(np.zeros(8 * MODEL_RATE_HZ, np.float32), first_row=165, end_row=200)
+
+
+class AudioEncoder:
+    """Encodes windows for every served model; models that share a wav2vec2 checkpoint share one copy.
+
+    Args:
+        models: the served models.
+
+    Raises:
+        CheckpointError: wav2vec2 files missing or damaged.
+    """
+
+    def __init__(self, models: tuple[ModelSettings, ...]) -> None:
+        loaded: dict[tuple[str, str, str], AudioFeatures] = {}
+        self._features: dict[str, AudioFeatures] = {}
+        for model in models:
+            row = preset(model.name)
+            key = (str(checkpoint_root(model.checkpoint)), row.wav2vec2_dir, model.device)
+            if key not in loaded:
+                device = choose_device(model.device)
+                loaded[key] = load_audio_features(checkpoint_root(model.checkpoint), row, device)
+                loaded[key].rows(WARM_UP_WINDOW)
+            self._features[model.name] = loaded[key]
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wav2vec2")
+
+    async def rows(self, model: str, window: AudioWindow) -> np.ndarray:
+        """The feature rows a window asks for: ``[end_row - first_row, blocks, channels]`` float32."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._features[model].rows, window)

@@ -1,0 +1,41 @@
+"""The Encoder deployment: one chunk's frames and sound to the bytes sent to the reader. Stateless."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from serve_app.config import VideoSettings
+from serve_app.media.chunk_encoder import ChunkEncoder, finalise_mp4
+from serve_app.types import EncodeJob
+
+T = TypeVar("T")
+
+
+class Encoder:
+    """Compresses chunks. Codecs release the GIL, so ``threads`` chunks are encoded at a time."""
+
+    def __init__(self, video: VideoSettings, threads: int = 1) -> None:
+        self._video = video
+        self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="encode")
+
+    async def encode(self, frames: np.ndarray | None, job: EncodeJob, height: int, width: int) -> bytes:
+        """One chunk's WebM cluster or MP4 samples.
+
+        ``frames`` is ``[frame_count, height * 3 // 2, width]`` uint8 yuv420p, ``None`` for a closing
+        cluster that holds sound alone.
+        """
+        return await self._run(lambda: ChunkEncoder(self._video, height, width).encode(frames, job))
+
+    async def finalise_mp4(
+        self, chunks: Sequence[bytes], pcm48: np.ndarray, height: int, width: int
+    ) -> bytes:
+        """A whole MP4 file from its chunks' samples and the clip's sound ``[n]`` float32 at 48 kHz."""
+        return await self._run(lambda: finalise_mp4(height, width, chunks, pcm48))
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)

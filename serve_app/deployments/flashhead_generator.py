@@ -1,0 +1,96 @@
+"""The FlashHeadGenerator deployment: DiT and VAE of one model, and the sessions open on this replica."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import numpy as np
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.config import Limits, ModelSettings
+from serve_app.deployments.handles import call_again_while_lost
+from serve_app.engine.engine import Engine
+from serve_app.engine.generator import GeneratorService
+from serve_app.engine.loop import EngineLoop
+from serve_app.errors import AtCapacity
+from serve_app.session.clock import MonotonicClock
+from serve_app.types import AudioWindow, ChunkCall, ModelCard, SessionSpec
+
+
+class FlashHeadGenerator:
+    """A replica of one model.
+
+    Args:
+        model: which model, where its weights are, how it runs.
+        limits: how long a lost AudioEncoder is waited for, and what a refused client is told.
+        audio_encoder: handle of the AudioEncoder deployment.
+
+    Raises:
+        CheckpointError: weights missing or damaged.
+    """
+
+    def __init__(self, model: ModelSettings, limits: Limits, audio_encoder: DeploymentHandle) -> None:
+        self._model = model
+        self._limits = limits
+        self._audio_encoder = audio_encoder
+        self._engine = Engine.load(model)
+        self._engine.warm_up()
+        self._running: GeneratorService | None = None
+
+    @property
+    def _service(self) -> GeneratorService:
+        """The session table; made on first use, because its tasks belong to the replica's event loop."""
+        if self._running is None:
+            clock = MonotonicClock()
+            self._running = GeneratorService(
+                EngineLoop(self._engine, max_rows=self._model.max_rows, clock=clock),
+                self._encode_audio,
+                max_sessions=self._model.max_sessions,
+                idle_s=self._model.idle_session_s,
+                clock=clock,
+            )
+        return self._running
+
+    async def open(self, spec: SessionSpec, epoch: int, snapshot: bytes | None) -> str:
+        """Open a session here, new or from a snapshot; the replica's id, for pinning.
+
+        Raises:
+            AtCapacity: every place of this replica is taken; ``value`` is the replica's id.
+            StaleCall: a later opening of the session is known.
+            SnapshotError: the snapshot does not fit the session.
+        """
+        uid = str(serve.get_replica_context().replica_id.unique_id)
+        try:
+            await self._service.open(spec, epoch, snapshot)
+        except AtCapacity as error:
+            raise AtCapacity(error.message, value=uid) from error
+        return uid
+
+    async def chunk(self, call: ChunkCall) -> AsyncGenerator[np.ndarray | bytes, None]:
+        """Two items: frames ``[frame_count, height * 3 // 2, width]`` uint8 yuv420p, then the snapshot."""
+        async for item in self._service.chunk(call):
+            yield item
+
+    async def close(self, session_id: str) -> None:
+        """Forget a session."""
+        await self._service.close(session_id)
+
+    def describe(self) -> ModelCard:
+        """What this replica serves; an answer means it is loaded and warm."""
+        return self._engine.card
+
+    def record_routing_stats(self) -> dict[str, int]:
+        """Read by ``PinnedRouter``."""
+        return {"sessions": self._running.sessions if self._running else 0}
+
+    def check_health(self) -> None:
+        """Raise when the engine's thread is dead, so that Serve replaces the replica."""
+        if self._running is not None:
+            self._running.check_health()
+
+    async def _encode_audio(self, window: AudioWindow) -> np.ndarray:
+        async def call() -> np.ndarray:
+            return await self._audio_encoder.rows.remote(self._model.name, window)
+
+        return await call_again_while_lost(call, self._limits.resume_timeout_s)

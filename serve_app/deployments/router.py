@@ -1,0 +1,120 @@
+"""Which generator replica a call goes to: a session's calls to the replica that holds it, a new
+session to the replica with the fewest.
+
+Serve's hashing and multiplexing routers ignore load and move sessions when membership changes, and
+any router that matches replies to requests by request id hangs when one request makes several calls
+at once (measured with Ray 2.60). This one chooses in the caller's own coroutine, as Serve's capacity
+queue router does, through ``RequestRouter._choose_replica_for_request``, which is private: ray is
+pinned and a test holds the contract.
+
+``session_id`` of the handle carries the wish: ``""`` any replica, ``"<uid>"`` that one,
+``"!<uid>,<uid>"`` any but those.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from ray.serve._private.common import ReplicaID
+from ray.serve._private.request_router.common import PendingRequest
+from ray.serve._private.request_router.replica_wrapper import RunningReplica
+from ray.serve.request_router import RequestRouter
+
+from serve_app.errors import AtCapacity, ReplicaLost
+
+EXCLUDE = "!"
+REJECTED_PAUSE_S = 0.02
+"""Pause before a replica that refused a call for its ``max_ongoing_requests`` is asked again."""
+
+
+def pinned(replica_uid: str) -> str:
+    """The ``session_id`` that reaches one replica."""
+    return replica_uid
+
+
+def any_but(replica_uids: Iterable[str]) -> str:
+    """The ``session_id`` that reaches the least loaded replica outside ``replica_uids``."""
+    uids = ",".join(sorted(replica_uids))
+    return EXCLUDE + uids if uids else ""
+
+
+class PinnedRouter(RequestRouter):
+    """Routes by session.
+
+    A replica's load is the sessions it last reported (``record_routing_stats``) plus those placed on
+    it from here since, so that a burst of openings spreads before the next report. It is a hint: the
+    replica itself decides whether it has a place.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._placed: Counter[str] = Counter()
+        self._reports: dict[str, dict[str, Any]] = {}
+
+    async def _choose_replica_for_request(
+        self, pending_request: PendingRequest, *, is_retry: bool = False
+    ) -> RunningReplica:
+        """The replica the call's ``session_id`` asks for.
+
+        Raises:
+            ReplicaLost: the replica it is pinned to is gone or draining.
+            AtCapacity: every replica is excluded.
+        """
+        if is_retry:
+            await asyncio.sleep(REJECTED_PAUSE_S)
+        wish = pending_request.metadata.session_id
+        if wish and not wish.startswith(EXCLUDE):
+            return self._pinned(wish)
+        await self._some_replica()
+        replica = self._least_loaded(set(wish.removeprefix(EXCLUDE).split(",")))
+        self._placed[replica.replica_id.unique_id] += 1
+        return replica
+
+    def _pinned(self, uid: str) -> RunningReplica:
+        replica = self._by_uid().get(uid)
+        if replica is None:
+            raise ReplicaLost(f"replica {uid} no longer takes calls", value=uid)
+        return replica
+
+    async def _some_replica(self) -> None:
+        while not self.curr_replicas:
+            self._replicas_updated_event.clear()
+            await self._replicas_updated_event.wait()
+
+    def _least_loaded(self, excluded: set[str]) -> RunningReplica:
+        candidates = {uid: replica for uid, replica in self._by_uid().items() if uid not in excluded}
+        if not candidates:
+            raise AtCapacity(f"all {len(self.curr_replicas)} generator replicas are full")
+        return candidates[min(candidates, key=lambda uid: (self._load(uid, candidates[uid]), uid))]
+
+    def _load(self, uid: str, replica: RunningReplica) -> int:
+        report = replica.routing_stats
+        if report != self._reports.get(uid):
+            self._reports[uid] = report
+            self._placed[uid] = 0
+        return int(report.get("sessions", 0)) + self._placed[uid]
+
+    def _by_uid(self) -> dict[str, RunningReplica]:
+        return {replica_id.unique_id: replica for replica_id, replica in self.curr_replicas.items()}
+
+    def update_replicas(self, replicas: list[RunningReplica]) -> None:
+        """Forget what was counted for replicas that left."""
+        super().update_replicas(replicas)
+        for uid in set(self._placed) - set(self._by_uid()):
+            del self._placed[uid]
+            self._reports.pop(uid, None)
+
+    def on_replica_actor_died(self, replica_id: ReplicaID) -> None:
+        """Forget a replica found dead before the controller said so."""
+        super().on_replica_actor_died(replica_id)
+        self._placed.pop(replica_id.unique_id, None)
+        self._reports.pop(replica_id.unique_id, None)
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """Required by the base class; routing never gets here, see ``_choose_replica_for_request``."""
+        return [candidate_replicas]

@@ -1,0 +1,261 @@
+"""The one chunk loop: it takes a session from its timeline to its reader.
+
+Chunk ``k`` is generated, its frames go to the encoder as a reference nobody here reads, its snapshot
+is kept, chunk ``k + 1`` follows while ``k`` is still being encoded, and clusters are delivered in
+order. There is one call of a session at a time, always.
+
+What serves the session may die at any moment. Kept for that: the last snapshot, the portrait and the
+speech. A lost generator is replaced by opening the session elsewhere from the snapshot; a chunk whose
+frames were handed over is computed again for its snapshot alone. A lost encoder is called again.
+Frames that died with their node are computed again in a session of their own, from the snapshot before
+them. Each of these gives the bytes an undisturbed run gives.
+
+Nothing piles up: at most ``max_waiting_clusters`` chunks are made ahead of the reader, and a reader
+that takes nothing for ``client_stall_s`` ends the session with ``SlowClient``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+from serve_app.config import Limits
+from serve_app.errors import AtCapacity, FlashHeadError, FramesLost, ReplicaLost, SlowClient, Unavailable
+from serve_app.session.protocols import Clock, Encoder, Frames, Generator, GeneratorSession
+from serve_app.session.timeline import ChunkPlan, Timeline
+from serve_app.types import ChunkCall, ContainerFormat, SessionSpec
+
+logger = logging.getLogger(__name__)
+
+Deliver = Callable[[bytes], Awaitable[None]]
+Waiting = asyncio.Queue["asyncio.Task[bytes] | Exception | None"]
+"""Chunks being encoded, in order; at the end ``None`` or the error that stopped their making."""
+
+RETRY_PAUSE_S = 0.1
+"""Pause before a call is made again; a dead replica is known to its routers within tens of ms."""
+
+
+class Phase(enum.Enum):
+    """Where a session stands. ``LOST`` is between losing a replica and opening on the next."""
+
+    NEW = "new"
+    RUNNING = "running"
+    LOST = "lost"
+    ENDED = "ended"
+
+
+class Conductor:
+    """Runs one session.
+
+    Args:
+        spec: what the session is opened with.
+        timeline: its chunks.
+        generator, encoder: what makes and what compresses them.
+        clock: monotonic time, for playout slack and for giving up.
+        limits: bounds on waiting clusters, on a stalled reader and on the search for a replica.
+        container: what ``deliver`` is given: WebM clusters or MP4 samples, one item per chunk.
+        live: whether somebody watches while the video is made. Chunks of a live session carry the
+            playout time they have left; others wait their turn.
+    """
+
+    def __init__(
+        self,
+        spec: SessionSpec,
+        timeline: Timeline,
+        generator: Generator,
+        encoder: Encoder,
+        clock: Clock,
+        limits: Limits,
+        container: ContainerFormat = "webm",
+        live: bool = True,
+    ) -> None:
+        self.phase = Phase.NEW
+        self.resumptions = 0
+        """How often the session was opened again after losing its replica."""
+        self._spec = spec
+        self._timeline = timeline
+        self._generator = generator
+        self._encoder = encoder
+        self._clock = clock
+        self._limits = limits
+        self._container: ContainerFormat = container
+        self._live = live
+        self._session: GeneratorSession | None = None
+        self._snapshot: bytes | None = None
+        self._epoch = 0
+        self._playout_start_s: float | None = None
+        self._encodes: set[asyncio.Task[bytes]] = set()
+
+    async def run(self, deliver: Deliver) -> None:
+        """Make every chunk and give each to ``deliver`` in order; return after the last.
+
+        Cancelling this cancels all work of the session and closes it on its replica.
+
+        Raises:
+            AtCapacity: no place when the session was first opened.
+            Unavailable: nothing took the session's work for ``resume_timeout_s`` after a loss.
+            SlowClient: ``deliver`` took longer than ``client_stall_s``.
+        """
+        waiting: Waiting = asyncio.Queue(self._limits.max_waiting_clusters)
+        producer = asyncio.create_task(self._produce(waiting))
+        try:
+            while (item := await waiting.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                await self._deliver(deliver, await item)
+        finally:
+            self.phase = Phase.ENDED
+            await _cancel_all({producer, *self._encodes})
+            if self._session is not None:
+                await self._session.close()
+
+    async def _deliver(self, deliver: Deliver, cluster: bytes) -> None:
+        if self._playout_start_s is None:
+            self._playout_start_s = self._clock.now()
+        try:
+            async with asyncio.timeout(self._limits.client_stall_s):
+                await deliver(cluster)
+        except TimeoutError:
+            raise SlowClient(
+                f"the reader took nothing for {self._limits.client_stall_s:g} s; its stream is closed",
+                value=self._limits.client_stall_s,
+            ) from None
+
+    async def _produce(self, waiting: Waiting) -> None:
+        end: Exception | None = None
+        try:
+            index = 0
+            while (plan := await self._timeline.plan(index)) is not None:
+                await self._make_chunk(plan, waiting)
+                index += 1
+        except Exception as error:
+            end = error
+        await waiting.put(end)
+
+    async def _make_chunk(self, plan: ChunkPlan, waiting: Waiting) -> None:
+        """Generate one chunk, hand its frames over exactly once, keep its snapshot."""
+        before = self._snapshot
+        handed_over = False
+        while True:
+            session = await self._opened()
+            try:
+                async with aclosing(session.chunk(self._call(plan, self._epoch))) as answers:
+                    frames = await anext(answers)
+                    if not handed_over:
+                        handed_over = True
+                        await waiting.put(self._start_encoding(plan, frames, before))
+                    del frames
+                    self._snapshot = await anext(answers)
+                return
+            except ReplicaLost as error:
+                logger.warning("session %s lost its replica: %s", self._spec.session_id, error)
+                self._session, self.phase = None, Phase.LOST
+
+    def _call(self, plan: ChunkPlan, epoch: int) -> ChunkCall:
+        following = self._timeline.peek(plan.index + 1)
+        return ChunkCall(
+            session_id=self._spec.session_id,
+            epoch=epoch,
+            index=plan.index,
+            audio=plan.audio,
+            next_audio=following.audio if following else None,
+            first_frame=plan.first_frame,
+            frame_count=plan.frame_count,
+            final=plan.final,
+            slack_s=self._slack_s(plan),
+        )
+
+    def _slack_s(self, plan: ChunkPlan) -> float | None:
+        """Playout time left until the chunk is due; 0 before the first cluster is out."""
+        if not self._live:
+            return None
+        if self._playout_start_s is None:
+            return 0.0
+        return self._playout_start_s + plan.start_ms / 1000 - self._clock.now()
+
+    async def _opened(self) -> GeneratorSession:
+        if self._session is None:
+            self._epoch += 1
+            self._session = await self._open(self._spec, self._snapshot, patient=self.phase is Phase.LOST)
+            self.resumptions += self.phase is Phase.LOST
+            self.phase = Phase.RUNNING
+        return self._session
+
+    async def _open(self, spec: SessionSpec, snapshot: bytes | None, patient: bool) -> GeneratorSession:
+        """Place a session; a ``patient`` one waits for a place, a new one is told there is none."""
+        patience = _Patience(self._clock, self._limits)
+        while True:
+            try:
+                return await self._generator.open(spec, self._epoch, snapshot)
+            except (ReplicaLost, AtCapacity) as error:
+                if isinstance(error, AtCapacity) and not patient:
+                    raise
+                await patience.wait(error)
+
+    def _start_encoding(self, plan: ChunkPlan, frames: Frames, before: bytes | None) -> asyncio.Task[bytes]:
+        task = asyncio.create_task(self._encode(plan, frames, before))
+        self._encodes.add(task)
+        task.add_done_callback(self._encodes.discard)
+        return task
+
+    async def _encode(self, plan: ChunkPlan, frames: Frames, before: bytes | None) -> bytes:
+        job = plan.encode_job(self._container)
+        patience = _Patience(self._clock, self._limits)
+        while True:
+            try:
+                return await self._encoder.encode(frames, job)
+            except ReplicaLost as error:
+                await patience.wait(error)
+            except FramesLost as error:
+                await patience.wait(error)
+                frames = await self._generate_again(plan, before)
+
+    async def _generate_again(self, plan: ChunkPlan, before: bytes | None) -> Frames:
+        """The frames of a chunk handed over earlier, from a session opened for them alone."""
+        spec = replace(self._spec, session_id=f"{self._spec.session_id}.again{plan.index}")
+        patience = _Patience(self._clock, self._limits)
+        while True:
+            session = await self._open(spec, before, patient=True)
+            call = replace(
+                self._call(plan, self._epoch), session_id=spec.session_id, next_audio=None, final=True
+            )
+            try:
+                async with aclosing(session.chunk(call)) as answers:
+                    return await anext(answers)
+            except ReplicaLost as error:
+                await patience.wait(error)
+            finally:
+                await session.close()
+
+
+class _Patience:
+    """Pauses between tries until ``resume_timeout_s`` have passed, then gives up."""
+
+    def __init__(self, clock: Clock, limits: Limits) -> None:
+        self._clock = clock
+        self._limits = limits
+        self._deadline = clock.now() + limits.resume_timeout_s
+
+    async def wait(self, error: FlashHeadError) -> None:
+        """Pause once.
+
+        Raises:
+            Unavailable: the time is up; ``error`` is its cause.
+        """
+        if self._clock.now() >= self._deadline:
+            raise Unavailable(
+                f"nothing could go on with the session for {self._limits.resume_timeout_s:g} s: {error}",
+                value=self._limits.resume_timeout_s,
+                retry_after_s=self._limits.retry_after_s,
+            ) from error
+        await self._clock.sleep(RETRY_PAUSE_S)
+
+
+async def _cancel_all(tasks: set[asyncio.Task[bytes] | asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
