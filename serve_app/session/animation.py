@@ -16,6 +16,7 @@ from serve_app.session.timeline import ClipTimeline
 from serve_app.types import AudioEncodeMode, ContainerFormat, ModelCard, SessionSpec
 
 MAX_SEED = 2**63 - 1
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +101,15 @@ class Animation:
 
         await self._conductor.run(deliver_with_header)
 
-    async def render(self, progress: Callable[[int], None] | None = None) -> bytes:
-        """The whole file: seekable WebM, or MP4. ``progress`` is told the chunks done so far."""
+    async def render(self, progress: Progress | None = None) -> bytes:
+        """The whole file: seekable WebM, or MP4. ``progress`` is told the frames made and the frames
+        in all."""
         chunks: list[bytes] = []
 
         async def collect(chunk: bytes) -> None:
             chunks.append(chunk)
             if progress is not None:
-                progress(len(chunks))
+                progress(self.timeline.frames_before(len(chunks)), self.timeline.frame_count)
 
         await self._conductor.run(collect)
         if self._container == "mp4":

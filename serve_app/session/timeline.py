@@ -111,6 +111,10 @@ class ClipTimeline:
         """Chunks in all."""
         return len(self._bounds) - 1
 
+    def frames_before(self, index: int) -> int:
+        """Frames delivered by the chunks before chunk ``index``."""
+        return self._bounds[index]
+
     def _model_frames(self) -> int:
         """Frames of speech the model is given: ``once`` mode pads the clip to whole chunks."""
         if self._mode == "stream":

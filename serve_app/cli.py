@@ -1,0 +1,162 @@
+"""``flashhead-serve``: start the graph, animate, look at weights."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from serve_app import __version__
+from serve_app.errors import FlashHeadError
+
+DEFAULT_CONFIG = Path("configs/serve.yaml")
+START_TIMEOUT_S = 300.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the process's exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except FlashHeadError as error:
+        print(f"flashhead-serve: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="flashhead-serve", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="start the graph and keep it running")
+    _add_server_options(serve)
+    serve.set_defaults(command=_serve)
+
+    animate = commands.add_parser("animate", help="animate a portrait, through a server or in this process")
+    _add_animation_options(animate)
+    animate.add_argument(
+        "--url", help="a running server, such as http://127.0.0.1:8000; in-process if absent"
+    )
+    animate.add_argument(
+        "--checkpoint", default="embedded", metavar="DIR", help="weights in the released layout (in-process)"
+    )
+    animate.set_defaults(command=_animate)
+
+    demo = commands.add_parser("demo", help="start the graph, animate once through it, stop it")
+    _add_server_options(demo)
+    _add_animation_options(demo)
+    demo.set_defaults(command=_demo)
+
+    check = commands.add_parser(
+        "check-weights", help="say which models a directory holds, from headers alone"
+    )
+    check.add_argument("directory", type=Path)
+    check.set_defaults(command=_check_weights)
+    return parser
+
+
+def _add_server_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=Path, default=DEFAULT_CONFIG, help="Serve config (default: %(default)s)"
+    )
+    parser.add_argument("--host", help="address to listen on, in place of the config's")
+    parser.add_argument("--port", type=int, help="port to listen on, in place of the config's")
+
+
+def _add_animation_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image", type=Path, required=True, help="portrait: PNG, JPEG or WebP")
+    parser.add_argument("--audio", type=Path, required=True, help="speech: WAV, MP3, FLAC, OGG, M4A, WebM")
+    parser.add_argument("--out", type=Path, required=True, help="video to write: .webm or .mp4")
+    parser.add_argument("--model", help="a served model; without a server: tiny, lite or pro")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--steps", type=int, help="denoising steps; the model's own if absent")
+    parser.add_argument("--audio-encode", choices=["stream", "once"], default="stream")
+    parser.add_argument("--face-crop", action="store_true", help="crop the portrait around its largest face")
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from serve_app.client.server import run_server
+
+    return run_server(options.config, options.host, options.port)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from serve_app.client.server import running_server
+
+    with running_server(options.config, options.host, options.port, START_TIMEOUT_S) as url:
+        return _animate_remotely(url, options)
+
+
+def _animate(options: argparse.Namespace) -> int:
+    if options.url:
+        return _animate_remotely(options.url.rstrip("/"), options)
+    return asyncio.run(_animate_here(options))
+
+
+def _animate_remotely(url: str, options: argparse.Namespace) -> int:
+    from serve_app.client import remote
+    from serve_app.client.progress import ProgressBar
+
+    fields = {
+        "seed": options.seed,
+        "format": _container(options.out),
+        "audio_encode": options.audio_encode,
+        "face_crop": str(options.face_crop).lower(),
+        **{name: value for name in ("model", "steps") if (value := getattr(options, name)) is not None},
+    }
+    with ProgressBar() as bar:
+        video = remote.animate(url, options.image, options.audio, fields, bar.update, START_TIMEOUT_S)
+    return _write(options.out, video, bar.summary())
+
+
+async def _animate_here(options: argparse.Namespace) -> int:
+    from serve_app.client.local import local_stage
+    from serve_app.client.progress import ProgressBar
+    from serve_app.config import Limits, ModelSettings, VideoSettings
+    from serve_app.session.animation import Animation, AnimationRequest
+
+    model = ModelSettings(name=options.model or "tiny", checkpoint=options.checkpoint)
+    request = AnimationRequest(
+        session_id="local",
+        image=options.image.read_bytes(),
+        audio=options.audio.read_bytes(),
+        seed=options.seed,
+        steps=options.steps,
+        container=_container(options.out),
+        audio_encode=options.audio_encode,
+        face_crop=options.face_crop,
+        live=False,
+    )
+    async with local_stage(model, Limits(), VideoSettings()) as stage:
+        animation = await Animation.prepare(request, stage)
+        with ProgressBar() as bar:
+            video = await animation.render(bar.update)
+    return _write(options.out, video, bar.summary())
+
+
+def _container(out: Path) -> Any:
+    if out.suffix not in (".webm", ".mp4"):
+        raise FlashHeadError(f"--out {out}: the name must end in .webm or .mp4")
+    return out.suffix[1:]
+
+
+def _write(out: Path, video: bytes, summary: str) -> int:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(video)
+    print(f"{out}: {summary}, {len(video):,} bytes")
+    return 0
+
+
+def _check_weights(options: argparse.Namespace) -> int:
+    from serve_app.model.weight_report import check_weights
+
+    report = check_weights(options.directory)
+    print(report.to_text())
+    return 0 if report.complete else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""An animation made by a running server: upload, read the stream, put the clusters into a file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from serve_app.errors import FlashHeadError, Unavailable
+from serve_app.media.webm import finalise_webm
+from serve_app.media.webm_reader import ClusterReader
+
+Progress = Callable[[int, int], None]
+"""Told the frames made so far and the frames in all."""
+
+READY_POLL_S = 0.25
+
+
+class ServerError(FlashHeadError):
+    """A server's problem document, as the client saw it."""
+
+    default_code = "server_error"
+
+
+def wait_until_ready(url: str, timeout_s: float, alive: Callable[[], bool] = lambda: True) -> None:
+    """Return once ``GET /ready`` says so.
+
+    Raises:
+        Unavailable: it did not within ``timeout_s``, or ``alive`` said that the server is gone.
+    """
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and alive():
+        try:
+            if httpx.get(f"{url}/ready", timeout=5).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            time.sleep(READY_POLL_S)
+            continue
+        time.sleep(READY_POLL_S)
+    raise Unavailable(f"{url} was not ready within {timeout_s:g} s", value=timeout_s)
+
+
+def animate(
+    url: str, image: Path, audio: Path, fields: Mapping[str, Any], progress: Progress, timeout_s: float
+) -> bytes:
+    """The finished video of ``image`` speaking ``audio``, made by the server at ``url``.
+
+    ``fields`` are form fields of ``POST /animate``. A WebM is streamed, so that ``progress`` can be
+    told, and made seekable here; an MP4 comes whole.
+
+    Raises:
+        ServerError: the server refused; its problem document's words.
+        Unavailable: the stream ended before its end.
+    """
+    streamed = fields.get("format", "webm") == "webm"
+    form = {**{key: str(value) for key, value in fields.items()}, "stream": str(streamed).lower()}
+    with image.open("rb") as portrait, audio.open("rb") as speech:
+        files = {"image": (image.name, portrait), "audio": (audio.name, speech)}
+        timeout = httpx.Timeout(timeout_s, read=None if not streamed else timeout_s)
+        with httpx.stream("POST", f"{url}/animate", data=form, files=files, timeout=timeout) as answer:
+            if answer.status_code != httpx.codes.OK:
+                raise _server_error(answer)
+            return _collect(answer, progress) if streamed else answer.read()
+
+
+def _collect(answer: httpx.Response, progress: Progress) -> bytes:
+    total = int(answer.headers["x-flashhead-frames"])
+    reader = ClusterReader()
+    try:
+        for piece in answer.iter_bytes():
+            reader.feed(piece)
+            progress(reader.frame_count, total)
+    except httpx.TransportError as error:
+        raise Unavailable(f"the stream broke off after {reader.frame_count} of {total} frames") from error
+    if reader.frame_count != total:
+        raise Unavailable(f"the stream ended after {reader.frame_count} of {total} frames")
+    return finalise_webm(reader.height, reader.width, reader.clusters, reader.valid_samples)
+
+
+def _server_error(answer: httpx.Response) -> ServerError:
+    answer.read()
+    if answer.headers.get("content-type", "").startswith("application/problem+json"):
+        body = answer.json()
+        return ServerError(f"{body['status']} {body['code']}: {body['detail']}", code=body["code"])
+    return ServerError(f"{answer.status_code}: {answer.text[:500]}")
