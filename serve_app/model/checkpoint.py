@@ -1,27 +1,77 @@
-"""Loading weights from the released layout (signatures; the loaders follow)."""
+"""Loading networks from a checkpoint in the released layout, straight to the device in the precision
+they run in.
+
+A network is built without memory (on the meta device), its file's header compared with it, and then
+each tensor read to the device, cast and put in place: at no time are there two copies of more than
+one tensor. Every fault of a network's files is in one CheckpointError.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn.utils import parametrize
 
+from serve_app.errors import CheckpointError
 from serve_app.model.attention import Attention, sdpa
 from serve_app.model.audio_features import AudioFeatures
 from serve_app.model.dit import DiT
+from serve_app.model.parts import Part, dit_part, vae_part, wav2vec2_part, wrapped_vae
 from serve_app.model.presets import Preset, resolved_geometry
 from serve_app.model.vae import VideoVAE
+from serve_app.model.weight_files import read_tensors
 
 __all__ = ["load_audio_features", "load_dit", "load_vae", "resolved_geometry"]
+
+_KEPT_FP32 = frozenset({"latents_mean", "latents_std"})
+"""Statistics of the LTX latents: 1 KB that every latent passes through."""
 
 
 def load_dit(
     root: Path, preset: Preset, device: torch.device, dtype: torch.dtype, attention: Attention = sdpa
-) -> DiT: ...
+) -> DiT:
+    """The preset's DiT, for inference.
+
+    Raises:
+        CheckpointError: the weights cannot be had, or files are absent, truncated or do not fit.
+    """
+    if preset.unavailable_reason:
+        raise CheckpointError(f"model {preset.name!r}: {preset.unavailable_reason}", value=preset.name)
+    network = _load(dit_part(root, preset, attention), device, dtype)
+    assert isinstance(network, DiT)
+    return network
 
 
-def load_vae(root: Path, preset: Preset, device: torch.device, dtype: torch.dtype) -> VideoVAE: ...
+def load_vae(root: Path, preset: Preset, device: torch.device, dtype: torch.dtype) -> VideoVAE:
+    """The preset's video VAE, for inference; its latent statistics stay float32.
+
+    Raises:
+        CheckpointError: files are absent, truncated or do not fit.
+    """
+    return wrapped_vae(preset.family, _load(vae_part(root, preset), device, dtype)).to(device)
 
 
 def load_audio_features(root: Path, preset: Preset, device: torch.device) -> AudioFeatures:
-    """Always float32."""
+    """The preset's speech encoder, for inference, in float32.
+
+    Raises:
+        CheckpointError: files are absent, truncated or do not fit.
+    """
+    network = _load(wav2vec2_part(root, preset), device, torch.float32)
+    assert isinstance(network, AudioFeatures)
+    # Computes the positional convolution's weight once instead of in every call.
+    parametrize.remove_parametrizations(network.network.encoder.pos_conv_embed.conv, "weight")
+    return network.requires_grad_(False)
+
+
+def _load(part: Part, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    network, names = part.network()
+    state = {
+        names[name]: tensor.to(device, torch.float32 if name in _KEPT_FP32 else dtype)
+        for name, tensor in read_tensors(part.weights, device)
+        if name in names
+    }
+    network.load_state_dict(state, assign=True)
+    return network.requires_grad_(False).eval()

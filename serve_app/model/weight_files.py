@@ -1,0 +1,106 @@
+"""What a weight file says of itself in its header, without reading its tensors."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+_MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """A file on disk and what its header promises.
+
+    Attributes:
+        size: bytes found, 0 where the file is absent.
+        shapes: every tensor's shape by its name in the file; empty where the header cannot be read.
+        problem: why it cannot be loaded (absent, truncated, not of its format), ``None`` if it can.
+    """
+
+    path: Path
+    size: int = 0
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    problem: str | None = None
+
+
+def inspect(path: Path) -> WeightFile:
+    """What the header of ``path`` says: safetensors, or a zip-format ``.pth`` state dict."""
+    if not path.is_file():
+        return WeightFile(path, problem="absent")
+    return _inspect_pth(path) if path.suffix == ".pth" else _inspect_safetensors(path)
+
+
+def read_tensors(path: Path, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file that ``inspect`` finds sound, one after the other.
+
+    A safetensors file goes to ``device`` directly; a ``.pth`` file, and any file for the CPU, is mapped
+    and not copied.
+    """
+    if path.suffix == ".pth":
+        yield from _load_pth(path).items()
+        return
+    with safe_open(path, framework="pt", device=str(device)) as file:
+        for name in file.keys():  # noqa: SIM118, the file is no mapping
+            yield name, file.get_tensor(name)
+
+
+def _inspect_safetensors(path: Path) -> WeightFile:
+    """Layout: 8 bytes of header length, the header as JSON, the tensors' bytes."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > _MAX_HEADER_BYTES:
+            return WeightFile(path, size, problem=f"not a safetensors file ({size:,} bytes)")
+        if size < 8 + length:
+            return WeightFile(path, size, problem=f"truncated: {size:,} bytes end within the header")
+        text = file.read(length)
+    try:
+        entries = json.loads(text)
+        entries.pop("__metadata__", None)
+        shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+        promised = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return WeightFile(path, size, problem=f"not a safetensors file: unreadable header ({error!r})")
+    return WeightFile(path, size, shapes, _length_problem(size, promised))
+
+
+def _length_problem(size: int, promised: int) -> str | None:
+    if size < promised:
+        return f"truncated: {size:,} of the {promised:,} bytes its header promises"
+    if size > promised:
+        return f"damaged: {size:,} bytes, its header promises {promised:,}"
+    return None
+
+
+def _inspect_pth(path: Path) -> WeightFile:
+    size = path.stat().st_size
+    if not zipfile.is_zipfile(path):
+        problem = f"truncated, or not a .pth file: {size:,} bytes without the zip directory that ends one"
+        return WeightFile(path, size, problem=problem)
+    try:
+        tensors = _load_pth(path)
+    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        first_line = str(error).partition("\n")[0]
+        return WeightFile(path, size, problem=f"not a state dict of tensors: {first_line}")
+    return WeightFile(path, size, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+
+
+def _load_pth(path: Path) -> dict[str, Tensor]:
+    """The state dict, its tensors mapped from the file: none of their bytes are read yet."""
+    loaded: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise pickle.UnpicklingError("the file holds something else than named tensors")
+    return loaded
