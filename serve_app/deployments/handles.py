@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayError, RayTaskError
+from ray.experimental.locations import get_local_object_locations
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -26,6 +27,8 @@ from serve_app.types import ChunkCall, EncodeJob, Geometry, SessionSpec
 T = TypeVar("T")
 CLOSE_TIMEOUT_S = 5.0
 RETRY_PAUSE_S = 0.05
+INLINE_BYTES = 100 * 1024
+"""Ray's ``max_direct_call_object_size``: smaller objects never reach the object store."""
 
 
 @contextmanager
@@ -123,13 +126,17 @@ class ServeGeneratorSession:
 
 
 async def _produced(answers: ray.ObjectRefGenerator) -> ray.ObjectRef:
-    """The next answer's reference; raises the call's own error where the call has already failed."""
-    frames = await anext(answers)
-    ended = answers.completed()
-    failed, _ = await asyncio.to_thread(ray.wait, [ended], timeout=0, fetch_local=False)
-    if failed:
-        await ended
-    return frames
+    """The next answer's reference; raises where the answer is an error.
+
+    An error comes as a reference like any other. Ray keeps what is smaller than ``INLINE_BYTES`` in the
+    memory of the caller, so reading a small answer to see whether it is one costs nothing; larger ones
+    are frames and stay where they are.
+    """
+    reference = await anext(answers)
+    size = get_local_object_locations([reference])[reference]["object_size"]
+    if size is None or size < INLINE_BYTES:
+        await reference
+    return reference
 
 
 class ServeEncoder:

@@ -1,0 +1,131 @@
+"""A graph without networks for tests of the handles: its state is a hash chained over the speech, so any
+lost, doubled or reordered chunk changes every cluster after it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import numpy as np
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from session.fakes import GEOMETRY, spec, speech
+
+from serve_app.config import Limits
+from serve_app.deployments.handles import ServeEncoder, ServeGenerator
+from serve_app.errors import AtCapacity, OutOfRange, ReplicaLost
+from serve_app.session.clock import MonotonicClock
+from serve_app.session.conductor import Conductor
+from serve_app.session.timeline import ClipTimeline
+from serve_app.types import ChunkCall, EncodeJob, SessionSpec
+
+CHUNK_S = 0.1
+PLACES = 3
+
+
+class ChainReplica:
+    """Generates frames from a hash chained over the speech; its state moves by snapshot alone."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, bytes] = {}
+
+    async def open(self, spec: SessionSpec, epoch: int, snapshot: bytes | None) -> str:
+        uid = str(serve.get_replica_context().replica_id.unique_id)
+        if len(self._states) >= PLACES:
+            raise AtCapacity("full", value=uid)
+        self._states[spec.session_id] = snapshot or b"new"
+        return uid
+
+    async def chunk(self, call: ChunkCall) -> AsyncGenerator[np.ndarray | bytes, None]:
+        if call.index == 1000:
+            raise OutOfRange("planted", value=call.index)
+        state = hashlib.sha256(self._states[call.session_id] + call.audio.samples.tobytes()).digest()
+        await asyncio.sleep(CHUNK_S / 2)
+        yield np.frombuffer(state * 32_000, np.uint8)
+        await asyncio.sleep(CHUNK_S / 2)
+        self._states[call.session_id] = state
+        yield state
+
+    async def close(self, session_id: str) -> None:
+        self._states.pop(session_id, None)
+
+    def sessions(self) -> tuple[int, int]:
+        return os.getpid(), len(self._states)
+
+    def record_routing_stats(self) -> dict[str, int]:
+        return {"sessions": len(self._states)}
+
+
+class HashReplica:
+    """An encoder whose cluster is a digest of what it was given."""
+
+    async def encode(self, frames: np.ndarray | None, job: EncodeJob, height: int, width: int) -> bytes:
+        assert frames is not None
+        return hashlib.sha256(frames.tobytes()).hexdigest().encode() + f" {job.start_ms}".encode()
+
+
+class Front:
+    """Runs conductors and single calls inside a replica, where handles are used in production."""
+
+    def __init__(self, generator: DeploymentHandle, encoder: DeploymentHandle) -> None:
+        self._handle = generator
+        self._generator = ServeGenerator(generator)
+        self._encoder = ServeEncoder(encoder, GEOMETRY, patience_s=30)
+
+    async def play(self, name: str, seconds: float) -> tuple[list[bytes], int, float]:
+        timeline = ClipTimeline(*speech(seconds, seed=len(name)), GEOMETRY, "stream")
+        running = Conductor(
+            spec(name),
+            timeline,
+            self._generator,
+            self._encoder,
+            MonotonicClock(),
+            Limits(resume_timeout_s=60),
+        )
+        clusters: list[bytes] = []
+        gaps = [asyncio.get_running_loop().time()]
+
+        async def deliver(cluster: bytes) -> None:
+            clusters.append(cluster)
+            gaps.append(asyncio.get_running_loop().time())
+
+        await running.run(deliver)
+        return clusters, running.resumptions, float(np.diff(gaps).max())
+
+    async def burst(self, count: int) -> list[int]:
+        """Open ``count`` sessions at once; the pid each landed on. All are closed again."""
+        openings = (self._generator.open(spec(f"burst{index}"), 1, None) for index in range(count))
+        sessions = await asyncio.gather(*openings, return_exceptions=True)
+        pids = []
+        for session in sessions:
+            if not isinstance(session, BaseException):
+                pids.append((await session._handle.sessions.remote())[0])
+                await session.close()
+        for session in sessions:
+            if isinstance(session, BaseException):
+                raise session
+        return pids
+
+    async def error_of(self, index: int) -> str:
+        session = await self._generator.open(spec("error"), 1, None)
+        plan = ClipTimeline(*speech(1.0), GEOMETRY, "stream").peek(0)
+        assert plan is not None
+        call = ChunkCall("error", 1, index, plan.audio, None, 9, 24, False)
+        try:
+            async with aclosing(session.chunk(call)) as answers:
+                await anext(answers)
+        except OutOfRange as error:
+            return f"OutOfRange {error.value}"
+        finally:
+            await session.close()
+        return "none"
+
+    async def lost(self) -> str:
+        try:
+            await self._handle.options(session_id="gone").sessions.remote()
+        except ReplicaLost as error:
+            return str(error.value)
+        return "none"
