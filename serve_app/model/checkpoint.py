@@ -67,11 +67,15 @@ def load_audio_features(root: Path, preset: Preset, device: torch.device) -> Aud
 
 
 def _load(part: Part, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    network, names = part.network()
+    examination = part.examine()
+    if examination.network is None:
+        faults = [str(fault) for fault in examination.faults]
+        raise CheckpointError("; ".join(faults), value=faults)
+    names = examination.names
     state = {
         names[name]: tensor.to(device, torch.float32 if name in _KEPT_FP32 else dtype)
         for name, tensor in read_tensors(part.weights, device)
         if name in names
     }
-    network.load_state_dict(state, assign=True)
-    return network.requires_grad_(False).eval()
+    examination.network.load_state_dict(state, assign=True)
+    return examination.network.requires_grad_(False).eval()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKLLTXVideo, AutoencoderKLWan
@@ -30,6 +30,28 @@ _DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 _NAMES_SHOWN = 20
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why a file cannot be used."""
+
+    path: Path
+    state: Literal["missing", "truncated", "unreadable", "does not fit"]
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.state}" + (f": {self.detail}" if self.detail else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """A part's network on the meta device with its name for each tensor to load, unless there are
+    faults."""
+
+    network: nn.Module | None
+    names: dict[str, str]
+    faults: tuple[Fault, ...]
+
+
 @dataclass(frozen=True)
 class Part:
     """One network of a checkpoint.
@@ -50,56 +72,51 @@ class Part:
     def files(self) -> tuple[Path, ...]:
         return (self.weights,) if self.config is None else (self.config, self.weights)
 
-    def network(self) -> tuple[nn.Module, dict[str, str]]:
-        """The network on the meta device, and its name for each tensor to load.
-
-        Raises:
-            CheckpointError: a file is absent, truncated or unreadable, or names or shapes do not fit;
-                the message names every such fault of this part.
-        """
-        config, config_problem = self._read_config()
+    def examine(self) -> Examination:
+        """The network without memory, or every fault of its files, from their headers alone."""
+        config, config_fault = self._read_config()
         file = inspect(self.weights)
-        problems = [problem for problem in (config_problem, self._file_problem(file)) if problem]
-        if problems:
-            raise CheckpointError("; ".join(problems), value=problems)
-        network = self._build(config, file.shapes)
-        names = {name: new for name in file.shapes if (new := self.rename(name)) is not None}
-        problems = list(_fit_problems(network, file, names))
-        if problems:
-            raise CheckpointError(f"{self.weights}: " + "; ".join(problems), value=problems)
-        return network, names
+        file_fault = None if file.state == "sound" else Fault(file.path, file.state, file.detail)
+        if faults := tuple(fault for fault in (config_fault, file_fault) if fault):
+            return Examination(None, {}, faults)
+        return self._fit(config, file)
 
-    def _build(self, config: Config, shapes: dict[str, Shape]) -> nn.Module:
+    def _read_config(self) -> tuple[Config, Fault | None]:
+        if self.config is None:
+            return {}, None
+        if not self.config.is_file():
+            return {}, Fault(self.config, "missing")
+        try:
+            return read_config(self.config), None
+        except CheckpointError as error:
+            return {}, Fault(self.config, "unreadable", error.message.removeprefix(f"{self.config}: "))
+
+    def _fit(self, config: Config, file: WeightFile) -> Examination:
         try:
             with torch.device("meta"):
-                return self.build(config, shapes)
-        except (CheckpointError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self.files[0]}: {error}", value=str(self.files[0])) from error
-
-    def _read_config(self) -> tuple[Config, str | None]:
-        try:
-            return ({} if self.config is None else read_config(self.config)), None
-        except CheckpointError as error:
-            return {}, error.message
-
-    def _file_problem(self, file: WeightFile) -> str | None:
-        return f"{file.path}: {file.problem}" if file.problem else None
+                network = self.build(config, file.shapes)
+        except Exception as error:  # whatever diffusers and transformers raise at a config they cannot read
+            return Examination(None, {}, (Fault(self.files[0], "does not fit", str(error)),))
+        names = {name: new for name in file.shapes if (new := self.rename(name)) is not None}
+        if problems := "; ".join(_fit_problems(network, file.shapes, names)):
+            return Examination(None, {}, (Fault(file.path, "does not fit", problems),))
+        return Examination(network, names, ())
 
 
-def _fit_problems(network: nn.Module, file: WeightFile, names: dict[str, str]) -> Iterator[str]:
-    """What keeps the tensors of ``file`` from being exactly those of ``network``."""
+def _fit_problems(network: nn.Module, shapes: dict[str, Shape], names: dict[str, str]) -> Iterator[str]:
+    """What keeps the tensors of a file from being exactly those of ``network``."""
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     if missing := sorted(expected.keys() - set(names.values())):
-        yield f"missing: {_listed(missing)}"
+        yield f"missing tensors {_listed(missing)}"
     if unexpected := sorted(name for name, new in names.items() if new not in expected):
-        yield f"unexpected: {_listed(unexpected)}"
+        yield f"unexpected tensors {_listed(unexpected)}"
     wrong = [
-        f"{name} is {list(file.shapes[name])}, expected {list(expected[new])}"
+        f"{name} {list(shapes[name])} (expected {list(expected[new])})"
         for name, new in sorted(names.items())
-        if new in expected and file.shapes[name] != expected[new]
+        if new in expected and shapes[name] != expected[new]
     ]
     if wrong:
-        yield f"wrong shape: {_listed(wrong)}"
+        yield f"wrong shapes {_listed(wrong)}"
 
 
 def _listed(items: list[str]) -> str:
@@ -142,7 +159,7 @@ def _wan_part(file: Path) -> Part:
 
     def build(config: Config, shapes: dict[str, Shape]) -> Any:
         if "encoder.conv1.weight" not in shapes:
-            raise CheckpointError("missing: encoder.conv1.weight")
+            raise CheckpointError("missing tensor encoder.conv1.weight")
         return AutoencoderKLWan(base_dim=shapes["encoder.conv1.weight"][0])
 
     def rename(name: str) -> str:

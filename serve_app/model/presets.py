@@ -146,16 +146,16 @@ def read_config(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``.
 
     Raises:
-        CheckpointError: the file is absent, or not a JSON object.
+        CheckpointError: the file is missing, or is not a JSON object.
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: absent", value=str(path)) from None
+        raise CheckpointError(f"{path}: missing", value=str(path)) from None
     except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error})", value=str(path)) from None
+        raise CheckpointError(f"{path}: not JSON: {error}", value=str(path)) from None
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: a {type(config).__name__}, expected an object", value=str(path))
+        raise CheckpointError(f"{path}: not a JSON object but a {type(config).__name__}", value=str(path))
     return config
 
 

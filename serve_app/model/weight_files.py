@@ -8,13 +8,14 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 Shape = tuple[int, ...]
+FileState = Literal["sound", "missing", "truncated", "unreadable"]
 
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
@@ -25,21 +26,22 @@ class WeightFile:
     """A file on disk and what its header promises.
 
     Attributes:
-        size: bytes found, 0 where the file is absent.
+        state: ``sound`` if its tensors can be read; else why not, with ``detail`` in words.
+        size: bytes found.
         shapes: every tensor's shape by its name in the file; empty where the header cannot be read.
-        problem: why it cannot be loaded (absent, truncated, not of its format), ``None`` if it can.
     """
 
     path: Path
+    state: FileState = "sound"
+    detail: str = ""
     size: int = 0
     shapes: dict[str, Shape] = field(default_factory=dict)
-    problem: str | None = None
 
 
 def inspect(path: Path) -> WeightFile:
     """What the header of ``path`` says: safetensors, or a zip-format ``.pth`` state dict."""
     if not path.is_file():
-        return WeightFile(path, problem="absent")
+        return WeightFile(path, "missing")
     return _inspect_pth(path) if path.suffix == ".pth" else _inspect_safetensors(path)
 
 
@@ -62,40 +64,47 @@ def _inspect_safetensors(path: Path) -> WeightFile:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > _MAX_HEADER_BYTES:
-            return WeightFile(path, size, problem=f"not a safetensors file ({size:,} bytes)")
-        if size < 8 + length:
-            return WeightFile(path, size, problem=f"truncated: {size:,} bytes end within the header")
-        text = file.read(length)
+        if length > _MAX_HEADER_BYTES:
+            return WeightFile(path, "unreadable", "not a safetensors file", size)
+        header = file.read(length)
+    if size < 8 + length or size < 8:
+        return WeightFile(path, "truncated", f"{size:,} bytes end within the header", size)
     try:
-        entries = json.loads(text)
-        entries.pop("__metadata__", None)
-        shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
-        promised = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return WeightFile(path, size, problem=f"not a safetensors file: unreadable header ({error!r})")
-    return WeightFile(path, size, shapes, _length_problem(size, promised))
+        shapes, data_bytes = _parse_header(header)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return WeightFile(path, "unreadable", f"not a safetensors file: header gives {error!r}", size)
+    state, detail = _length_state(size, promised=8 + length + data_bytes)
+    return WeightFile(path, state, detail, size, shapes)
 
 
-def _length_problem(size: int, promised: int) -> str | None:
+def _parse_header(header: bytes) -> tuple[dict[str, Shape], int]:
+    """Shapes by name, and the bytes of all tensors together."""
+    entries = json.loads(header)
+    entries.pop("__metadata__", None)
+    shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+    return shapes, max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+
+
+def _length_state(size: int, promised: int) -> tuple[FileState, str]:
     if size < promised:
-        return f"truncated: {size:,} of the {promised:,} bytes its header promises"
+        return "truncated", f"{size:,} of the {promised:,} bytes its header promises"
     if size > promised:
-        return f"damaged: {size:,} bytes, its header promises {promised:,}"
-    return None
+        return "unreadable", f"{size:,} bytes, its header promises {promised:,}"
+    return "sound", ""
 
 
 def _inspect_pth(path: Path) -> WeightFile:
     size = path.stat().st_size
     if not zipfile.is_zipfile(path):
-        problem = f"truncated, or not a .pth file: {size:,} bytes without the zip directory that ends one"
-        return WeightFile(path, size, problem=problem)
+        detail = f"or not a .pth file: {size:,} bytes without the zip directory at the end of one"
+        return WeightFile(path, "truncated", detail, size)
     try:
         tensors = _load_pth(path)
     except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         first_line = str(error).partition("\n")[0]
-        return WeightFile(path, size, problem=f"not a state dict of tensors: {first_line}")
-    return WeightFile(path, size, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        return WeightFile(path, "unreadable", f"not a state dict of tensors: {first_line}", size)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return WeightFile(path, size=size, shapes=shapes)
 
 
 def _load_pth(path: Path) -> dict[str, Tensor]:
