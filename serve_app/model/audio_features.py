@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Wav2Vec2Config, Wav2Vec2Model
+from transformers import Wav2Vec2Model
 
 from serve_app.errors import OutOfRange
 from serve_app.model.audio_projector import AUDIO_WINDOW
@@ -25,9 +25,9 @@ _VARIANCE_FLOOR = 1e-7
 class AudioFeatures(nn.Module):
     """wav2vec2 in float32; stateless, so any number of calls may share it."""
 
-    def __init__(self, config: Wav2Vec2Config) -> None:
+    def __init__(self, network: Wav2Vec2Model) -> None:
         super().__init__()
-        self.network = Wav2Vec2Model(config)
+        self.network = network
 
     @property
     def layers(self) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from transformers import Wav2Vec2Model
 
 from serve_app.errors import CheckpointError
 from serve_app.model.attention import Attention, sdpa
@@ -60,10 +61,10 @@ def load_audio_features(root: Path, preset: Preset, device: torch.device) -> Aud
         CheckpointError: files are absent, truncated or do not fit.
     """
     network = _load(wav2vec2_part(root, preset), device, torch.float32)
-    assert isinstance(network, AudioFeatures)
+    assert isinstance(network, Wav2Vec2Model)
     # Computes the positional convolution's weight once instead of in every call.
-    parametrize.remove_parametrizations(network.network.encoder.pos_conv_embed.conv, "weight")
-    return network.requires_grad_(False)
+    parametrize.remove_parametrizations(network.encoder.pos_conv_embed.conv, "weight")
+    return AudioFeatures(network.requires_grad_(False)).eval()
 
 
 def _load(part: Part, device: torch.device, dtype: torch.dtype) -> nn.Module:

@@ -12,11 +12,10 @@ import torch
 from diffusers import AutoencoderKLLTXVideo, AutoencoderKLWan
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from torch import nn
-from transformers import Wav2Vec2Config
+from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from serve_app.errors import CheckpointError
 from serve_app.model.attention import Attention, sdpa
-from serve_app.model.audio_features import AudioFeatures
 from serve_app.model.dit import UNUSED_PARAMETERS, DiT, DiTConfig
 from serve_app.model.presets import Family, Preset, read_config
 from serve_app.model.vae import LTXVideoVAE, VideoVAE, WanVideoVAE
@@ -181,7 +180,7 @@ def wav2vec2_part(root: Path, preset: Preset) -> Part:
             raise CheckpointError("do_stable_layer_norm is true, expected false")
         # Masking is for training; without it the network has no mask embedding, nor has the release.
         inference = {**config, "mask_time_prob": 0.0, "mask_feature_prob": 0.0}
-        return AudioFeatures(Wav2Vec2Config.from_dict(inference))
+        return Wav2Vec2Model(Wav2Vec2Config.from_dict(inference))
 
     folder = root / preset.wav2vec2_dir
     return Part(folder / "model.safetensors", folder / "config.json", build, _wav2vec2_name)
@@ -193,7 +192,7 @@ def _wav2vec2_name(name: str) -> str | None:
     name = name.removeprefix("wav2vec2.")
     for legacy, current in _WEIGHT_NORM_NAMES.items():
         name = name.replace(legacy, current)
-    return f"network.{name}"
+    return name
 
 
 _WEIGHT_NORM_NAMES = {
