@@ -1,1 +1,1 @@
-"""The chunk engine: session state, sampler, step loop. Knows no Ray."""
+"""Sessions on the networks: state, sampling, the step loop and its scheduler. Knows no Ray."""
