@@ -15,6 +15,7 @@ from serve_app.deployments.audio_encoder import AudioEncoder
 from serve_app.deployments.encoder import Encoder
 from serve_app.deployments.flashhead_generator import FlashHeadGenerator
 from serve_app.deployments.ingress import Ingress
+from serve_app.deployments.reader import IngressRouter
 from serve_app.deployments.router import PinnedRouter
 
 ROUTING_STATS_PERIOD_S = 1.0
@@ -43,5 +44,10 @@ def build_app(args: AppSettings) -> Application:
         for model in args.models
     }
     encoder = serve.deployment(Encoder, name="Encoder", max_ongoing_requests=64).bind(args.video)
-    ingress = serve.deployment(serve.ingress()(Ingress), name="Ingress", max_ongoing_requests=256)
+    ingress = serve.deployment(
+        serve.ingress()(Ingress),
+        name="Ingress",
+        max_ongoing_requests=256,
+        request_router_config=RequestRouterConfig(request_router_class=IngressRouter),
+    )
     return ingress.bind(args.limits, generators, encoder)

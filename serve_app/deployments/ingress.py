@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.api.app import create_app
 from serve_app.config import Limits
 from serve_app.deployments.handles import ServeEncoder, ServeGenerator
+from serve_app.deployments.reader import ReaderCredit, ReaderLedger
 from serve_app.errors import Unavailable
 from serve_app.media.uploads import UploadDecoder
 from serve_app.session.animation import Stage
@@ -92,7 +93,14 @@ class Ingress:
         self, limits: Limits, generators: dict[str, DeploymentHandle], encoder: DeploymentHandle
     ) -> None:
         self._backend = ServeBackend(limits, generators, encoder)
+        self._readers = ReaderLedger()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the replica is constructed."""
-        return create_app(self._backend)
+        app = create_app(self._backend)
+        app.add_middleware(ReaderCredit, ledger=self._readers)
+        return app
+
+    def passed(self, request_id: str, bodies: int) -> None:
+        """Called from the proxy: what it has passed on to a client so far."""
+        self._readers.passed(request_id, bodies)

@@ -41,6 +41,18 @@ def any_but(replica_uids: Iterable[str]) -> str:
     return EXCLUDE + uids if uids else ""
 
 
+def by_uid(router: RequestRouter, uid: str) -> RunningReplica:
+    """The running replica with that id.
+
+    Raises:
+        ReplicaLost: it is gone or draining.
+    """
+    for replica_id, replica in router.curr_replicas.items():
+        if replica_id.unique_id == uid:
+            return replica
+    raise ReplicaLost(f"replica {uid} no longer takes calls", value=uid)
+
+
 class PinnedRouter(RequestRouter):
     """Routes by session.
 
@@ -67,16 +79,10 @@ class PinnedRouter(RequestRouter):
             await asyncio.sleep(REJECTED_PAUSE_S)
         wish = pending_request.metadata.session_id
         if wish and not wish.startswith(EXCLUDE):
-            return self._pinned(wish)
+            return by_uid(self, wish)
         await self._some_replica()
         replica = self._least_loaded(set(wish.removeprefix(EXCLUDE).split(",")))
         self._placed[replica.replica_id.unique_id] += 1
-        return replica
-
-    def _pinned(self, uid: str) -> RunningReplica:
-        replica = self._by_uid().get(uid)
-        if replica is None:
-            raise ReplicaLost(f"replica {uid} no longer takes calls", value=uid)
         return replica
 
     async def _some_replica(self) -> None:
@@ -85,7 +91,7 @@ class PinnedRouter(RequestRouter):
             await self._replicas_updated_event.wait()
 
     def _least_loaded(self, excluded: set[str]) -> RunningReplica:
-        candidates = {uid: replica for uid, replica in self._by_uid().items() if uid not in excluded}
+        candidates = {uid: replica for uid, replica in self._uids().items() if uid not in excluded}
         if not candidates:
             raise AtCapacity(f"all {len(self.curr_replicas)} generator replicas are full")
         return candidates[min(candidates, key=lambda uid: (self._load(uid, candidates[uid]), uid))]
@@ -97,13 +103,13 @@ class PinnedRouter(RequestRouter):
             self._placed[uid] = 0
         return int(report.get("sessions", 0)) + self._placed[uid]
 
-    def _by_uid(self) -> dict[str, RunningReplica]:
+    def _uids(self) -> dict[str, RunningReplica]:
         return {replica_id.unique_id: replica for replica_id, replica in self.curr_replicas.items()}
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Forget what was counted for replicas that left."""
         super().update_replicas(replicas)
-        for uid in set(self._placed) - set(self._by_uid()):
+        for uid in set(self._placed) - set(self._uids()):
             del self._placed[uid]
             self._reports.pop(uid, None)
 

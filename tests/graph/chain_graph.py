@@ -10,13 +10,14 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import numpy as np
+import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from session.fakes import GEOMETRY, spec, speech
 
 from serve_app.config import Limits
 from serve_app.deployments.handles import ServeEncoder, ServeGenerator
-from serve_app.errors import AtCapacity, OutOfRange, ReplicaLost
+from serve_app.errors import AtCapacity, FramesLost, OutOfRange, ReplicaLost
 from serve_app.session.clock import MonotonicClock
 from serve_app.session.conductor import Conductor
 from serve_app.session.timeline import ClipTimeline
@@ -123,9 +124,32 @@ class Front:
             await session.close()
         return "none"
 
+    async def lost_frames(self) -> str:
+        """What an encode call says whose frames died with their producer."""
+        producer = ray.remote(_Producer).options(num_cpus=0).remote()
+        frames = producer.frames.remote()
+        await producer.die.remote()
+        job = EncodeJob(0, 24, np.zeros(1, np.float32), 1, False)
+        try:
+            await asyncio.wait_for(self._encoder.encode(frames, job), 20)
+        except FramesLost as error:
+            return str(error)
+        return "none"
+
     async def lost(self) -> str:
         try:
             await self._handle.options(session_id="gone").sessions.remote()
         except ReplicaLost as error:
             return str(error.value)
         return "none"
+
+
+class _Producer:
+    """Dies before its frames are made."""
+
+    async def frames(self) -> np.ndarray:
+        await asyncio.sleep(60)
+        return np.zeros(1_000_000, np.uint8)
+
+    async def die(self) -> None:
+        asyncio.get_running_loop().call_later(0.1, os._exit, 1)

@@ -45,6 +45,10 @@ def test_a_call_pinned_to_a_replica_that_left_is_lost(front: DeploymentHandle) -
     assert front.lost.remote().result(timeout_s=30) == "gone"
 
 
+def test_frames_that_died_are_told_from_a_dead_encoder(front: DeploymentHandle) -> None:
+    assert "cannot be read" in front.lost_frames.remote().result(timeout_s=30)
+
+
 def test_concurrent_sessions_keep_to_their_replicas(front: DeploymentHandle) -> None:
     names = ["a", "bb", "ccc", "dddd"]
     alone = [front.play.remote(name, 5.0).result(timeout_s=60)[0] for name in names]
