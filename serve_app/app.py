@@ -6,9 +6,10 @@ section, by the names below.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import RequestRouterConfig
 
 from serve_app.config import AppSettings
 from serve_app.deployments.audio_encoder import AudioEncoder
@@ -19,6 +20,9 @@ from serve_app.deployments.reader import IngressRouter
 from serve_app.deployments.router import PinnedRouter
 
 ROUTING_STATS_PERIOD_S = 1.0
+MAX_ONGOING_REQUESTS = 256
+"""Calls a replica may hold. What bounds the work is ``max_streams`` and each generator's places; a call
+refused here would only be tried again."""
 
 
 def generator_name(model: str) -> str:
@@ -28,26 +32,37 @@ def generator_name(model: str) -> str:
 
 def build_app(args: AppSettings) -> Application:
     """The application: Ingress over one FlashHeadGenerator a model, AudioEncoder and Encoder."""
-    audio_encoder = serve.deployment(AudioEncoder, name="AudioEncoder", max_ongoing_requests=64).bind(
-        args.models
-    )
-    routing = RequestRouterConfig(
-        request_router_class=PinnedRouter, request_routing_stats_period_s=ROUTING_STATS_PERIOD_S
-    )
-    generators = {
-        model.name: serve.deployment(
-            FlashHeadGenerator,
-            name=generator_name(model.name),
-            max_ongoing_requests=256,
-            request_router_config=routing,
-        ).bind(model, args.limits, audio_encoder)
-        for model in args.models
+    return bind_graph(args, AudioEncoder, FlashHeadGenerator, Encoder)
+
+
+def bind_graph(settings: AppSettings, audio_encoder: type, generator: type, encoder: type) -> Application:
+    """The graph over deployment classes with the constructors and methods of ``build_app``'s."""
+    audio = _bound(audio_encoder, "AudioEncoder", settings.models)
+    pinned = {
+        "request_router_class": PinnedRouter,
+        "request_routing_stats_period_s": ROUTING_STATS_PERIOD_S,
     }
-    encoder = serve.deployment(Encoder, name="Encoder", max_ongoing_requests=64).bind(args.video)
-    ingress = serve.deployment(
+    generators = {
+        model.name: _bound(
+            generator,
+            generator_name(model.name),
+            model,
+            settings.limits,
+            audio,
+            request_router_config=pinned,
+        )
+        for model in settings.models
+    }
+    return _bound(
         serve.ingress()(Ingress),
-        name="Ingress",
-        max_ongoing_requests=256,
-        request_router_config=RequestRouterConfig(request_router_class=IngressRouter),
+        "Ingress",
+        settings.limits,
+        generators,
+        _bound(encoder, "Encoder", settings.video),
+        request_router_config={"request_router_class": IngressRouter},
     )
-    return ingress.bind(args.limits, generators, encoder)
+
+
+def _bound(kind: Any, name: str, *arguments: Any, **options: Any) -> Application:
+    deployment = serve.deployment(name=name, max_ongoing_requests=MAX_ONGOING_REQUESTS, **options)(kind)
+    return deployment.bind(*arguments)

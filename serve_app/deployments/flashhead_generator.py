@@ -13,6 +13,7 @@ from serve_app.deployments.handles import call_again_while_lost
 from serve_app.engine.engine import Engine
 from serve_app.engine.generator import GeneratorService
 from serve_app.engine.loop import EngineLoop
+from serve_app.engine.protocols import ChunkEngine
 from serve_app.errors import AtCapacity
 from serve_app.session.clock import MonotonicClock
 from serve_app.types import AudioWindow, ChunkCall, ModelCard, SessionSpec
@@ -34,9 +35,15 @@ class FlashHeadGenerator:
         self._model = model
         self._limits = limits
         self._audio_encoder = audio_encoder
-        self._engine = Engine.load(model)
-        self._engine.warm_up()
+        self._engine = self.load_engine(model)
         self._running: GeneratorService | None = None
+
+    @staticmethod
+    def load_engine(model: ModelSettings) -> ChunkEngine:
+        """A loaded and warm engine; another kind of engine is served by overriding this."""
+        engine = Engine.load(model)
+        engine.warm_up()
+        return engine
 
     @property
     def _service(self) -> GeneratorService:

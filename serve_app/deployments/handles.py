@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayError, RayTaskError
 from ray.experimental.locations import get_local_object_locations
 from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve_app.deployments.router import any_but, pinned
 from serve_app.errors import AtCapacity, FlashHeadError, FramesLost, ReplicaLost
@@ -107,7 +107,7 @@ class ServeGeneratorSession:
 
     async def chunk(self, call: ChunkCall) -> AsyncGenerator[Frames | bytes, None]:
         """The frames' object reference, then the snapshot itself."""
-        response = self._handle.options(stream=True).chunk.remote(call)
+        response = cast(DeploymentResponseGenerator, self._handle.options(stream=True).chunk.remote(call))
         try:
             with ray_errors():
                 answers = await response._to_object_ref_gen()

@@ -84,8 +84,12 @@ class _ReportedReplica(RunningReplica):
         deployment = self.replica_id.deployment_id
         ingress = serve.get_deployment_handle(deployment.name, deployment.app_name)
         passed = ingress.options(session_id=pinned(self.replica_id.unique_id)).passed
-        # In the client's request context the report would itself be sent as an HTTP request.
-        return lambda bodies: contextvars.Context().run(passed.remote, request_id, bodies)
+
+        def report(bodies: int) -> None:
+            # In the client's request context the report would itself be sent as an HTTP request.
+            contextvars.Context().run(passed.remote, request_id, bodies)
+
+        return report
 
 
 class ReaderLedger:

@@ -1,0 +1,143 @@
+"""A graph around an engine that computes nothing: it takes its time, has payloads of real size, and leaves
+the cores to what is measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from ray.serve import Application
+
+from serve_app.app import bind_graph
+from serve_app.config import AppSettings, ModelSettings
+from serve_app.deployments.encoder import Encoder
+from serve_app.deployments.flashhead_generator import FlashHeadGenerator
+from serve_app.engine import audio_cache
+from serve_app.engine.colour import ColourStatistics
+from serve_app.engine.reference import Reference
+from serve_app.engine.state import SessionState, spec_digest
+from serve_app.types import AudioWindow, ChunkCall, Geometry, ModelCard, SessionSpec
+
+GEOMETRY = Geometry(height=512, width=512, frames=33, motion_frames=9)
+MOTION_SHAPE = (128, 2, 16, 16)
+FEATURE_SHAPE = (12, 768)
+STEPS = 4
+SHARES = {"begin": 0.01, "denoise": 0.59 / STEPS, "decode": 0.31, "advance": 0.09}
+"""How a Lite chunk's time divides over the operations (FLOP counts: DiT 59 %, decode 32 %, encode 9 %)."""
+
+
+@dataclass
+class NullRow:
+    """A chunk in the making."""
+
+    state: SessionState
+    call: ChunkCall
+    steps_left: int
+
+
+class NullEngine:
+    """``ChunkEngine`` that sleeps for ``chunk_s`` a chunk, with Lite's frames, snapshots and features."""
+
+    def __init__(self, chunk_s: float) -> None:
+        self.chunk_s = chunk_s
+        noise = np.random.default_rng(0).integers(100, 140, (48, 512 * 3 // 2, 512), dtype=np.uint8)
+        self._footage = noise // 8 * 8
+
+    @property
+    def card(self) -> ModelCard:
+        """A stand-in for Lite."""
+        return ModelCard("null", GEOMETRY, STEPS, (STEPS,), True, f"sleeps {self.chunk_s:g} s a chunk")
+
+    def open(self, spec: SessionSpec, epoch: int = 0) -> tuple[SessionState, Reference]:
+        """A state of Lite's size."""
+        state = SessionState(
+            model=spec.model,
+            spec_digest=spec_digest(spec),
+            index=0,
+            epoch=epoch,
+            steps=STEPS,
+            device="cpu",
+            motion=torch.zeros(MOTION_SHAPE),
+            audio_cache=audio_cache.empty_cache(spec.audio_encode),
+            noise=torch.zeros(16, dtype=torch.uint8),
+            posterior=torch.zeros(16, dtype=torch.uint8),
+        )
+        return state, Reference(torch.zeros(1), ColourStatistics(torch.zeros(1), torch.ones(1)))
+
+    def restore(
+        self, spec: SessionSpec, snapshot: bytes, epoch: int | None = None
+    ) -> tuple[SessionState, Reference]:
+        """The state a snapshot holds."""
+        state = SessionState.from_bytes(snapshot)
+        _, reference = self.open(spec)
+        return replace(state, epoch=state.epoch if epoch is None else epoch), reference
+
+    def begin(
+        self, state: SessionState, reference: Reference, features: np.ndarray, call: ChunkCall
+    ) -> NullRow:
+        """Start a chunk."""
+        self._take("begin")
+        return NullRow(state, call, STEPS)
+
+    def denoise(self, rows: Sequence[NullRow]) -> None:
+        """One step of each row; a batch takes as long as its rows one by one."""
+        for row in rows:
+            self._take("denoise")
+            row.steps_left -= 1
+
+    def decode(self, row: NullRow) -> np.ndarray:
+        """``[frame_count, 768, 512]`` uint8: a texture that moves."""
+        self._take("decode")
+        first = row.call.index % (len(self._footage) - row.call.frame_count)
+        return self._footage[first : first + row.call.frame_count].copy()
+
+    def advance(self, row: NullRow) -> SessionState:
+        """The state after the chunk."""
+        self._take("advance")
+        _, heard = audio_cache.window(row.state.audio_cache, row.call.audio, GEOMETRY)
+        return replace(row.state, index=row.state.index + 1, audio_cache=heard)
+
+    def synchronise(self) -> None:
+        """Nothing runs behind its back."""
+
+    def _take(self, operation: str) -> None:
+        time.sleep(self.chunk_s * SHARES[operation])
+
+
+class NullGenerator(FlashHeadGenerator):
+    """FlashHeadGenerator around a ``NullEngine``; ``model.name`` is the chunk's milliseconds."""
+
+    @staticmethod
+    def load_engine(model: ModelSettings) -> NullEngine:
+        """An engine that takes ``model.name`` milliseconds a chunk."""
+        return NullEngine(int(model.name) / 1000)
+
+
+class NullAudioEncoder:
+    """Features of real size and no meaning."""
+
+    def __init__(self, models: tuple[ModelSettings, ...]) -> None:
+        self._models = models
+
+    async def rows(self, model: str, window: AudioWindow) -> np.ndarray:
+        """``[rows, 12, 768]`` float32."""
+        return np.zeros((window.end_row - window.first_row, *FEATURE_SHAPE), np.float32)
+
+
+class NullEncoder(Encoder):
+    """Reads the frames and answers with a cluster of a usual size, without compressing anything."""
+
+    async def encode(self, frames: np.ndarray | None, job: object, height: int, width: int) -> bytes:
+        """60 kB that depend on the frames."""
+        assert frames is not None
+        return bytes([int(frames[:, ::64].sum()) % 256]) * 60_000
+
+
+def build_null_app(chunk_s: float, real_encoder: bool) -> Application:
+    """The graph around a null engine, with the real or the null video encoder."""
+    model = ModelSettings(name=str(round(chunk_s * 1000)), max_sessions=16)
+    encoder = Encoder if real_encoder else NullEncoder
+    return bind_graph(AppSettings(models=(model,)), NullAudioEncoder, NullGenerator, encoder)
