@@ -13,7 +13,6 @@ import numpy as np
 import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from session.fakes import GEOMETRY, spec, speech
 
 from serve_app.config import Limits
 from serve_app.deployments.handles import ServeEncoder, ServeGenerator
@@ -22,6 +21,8 @@ from serve_app.session.clock import MonotonicClock
 from serve_app.session.conductor import Conductor
 from serve_app.session.timeline import ClipTimeline
 from serve_app.types import ChunkCall, EncodeJob, SessionSpec
+
+from session.fakes import GEOMETRY, spec, speech
 
 CHUNK_S = 0.1
 PLACES = 3

@@ -44,3 +44,21 @@ def serve_port() -> Iterator[int]:
     serve.shutdown()
     ray.shutdown()
     shutil.rmtree(_TOKEN.parent)
+
+
+@pytest.fixture(scope="session")
+def url(serve_port: int) -> str:
+    """Where the graph is served."""
+    return f"http://127.0.0.1:{serve_port}"
+
+
+@pytest.fixture(scope="module")
+def graph(url: str) -> Iterator[str]:
+    """The URL of the shipped graph with two replicas of everything but the ingress."""
+    from ray import serve
+
+    from graph.live import deploy, shipped_config, with_replicas
+
+    deploy(with_replicas(shipped_config(), AudioEncoder=2, FlashHeadGenerator=2, Encoder=2), url)
+    yield url
+    serve.delete("flashhead")

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 
 import pytest
 import ray
-from graph.chain_graph import PLACES, ChainReplica, Front, HashReplica
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.deployments.router import PinnedRouter
+
+from graph.chain_graph import PLACES, ChainReplica, Front, HashReplica
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from graph.fountain import PIECE, Fountain
 from ray import serve
 from ray.serve.config import RequestRouterConfig
 
 from serve_app.deployments.reader import IngressRouter
+
+from graph.fountain import PIECE, Fountain
 
 PIECES = 400
 """100 MB in all; what sockets and proxy hold is a few MB."""

@@ -5,6 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
+from serve_app.config import Limits
+from serve_app.errors import AtCapacity, FlashHeadError, InternalError, SlowClient, Unavailable
+from serve_app.session.conductor import Conductor, Phase
+from serve_app.session.timeline import ClipTimeline
+
 from session.fakes import (
     FRAMES_LOST,
     FULL,
@@ -16,11 +22,6 @@ from session.fakes import (
     spec,
     speech,
 )
-
-from serve_app.config import Limits
-from serve_app.errors import AtCapacity, FlashHeadError, InternalError, SlowClient, Unavailable
-from serve_app.session.conductor import Conductor, Phase
-from serve_app.session.timeline import ClipTimeline
 
 
 def conductor(

@@ -1,0 +1,85 @@
+"""The shipped graph on the tests' Ray instance, and its processes."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+
+from serve_app.client.remote import wait_until_ready
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def shipped_config() -> dict[str, Any]:
+    """``configs/serve.yaml`` as it is."""
+    return yaml.safe_load((ROOT / "configs" / "serve.yaml").read_text())
+
+
+def with_replicas(config: dict[str, Any], **counts: int) -> dict[str, Any]:
+    """The config with a fixed number of replicas for deployments whose name begins so."""
+    changed = copy.deepcopy(config)
+    for deployment in changed["applications"][0]["deployments"]:
+        count = counts.get(deployment["name"].split("-")[0])
+        if count is not None:
+            deployment.pop("autoscaling_config", None)
+            deployment["num_replicas"] = count
+    return changed
+
+
+def deploy(config: dict[str, Any], url: str) -> None:
+    """Deploy as ``serve run`` and ``serve deploy`` do, and wait until it is ready."""
+    schema = ServeDeploySchema.model_validate(config | {"proxy_location": "HeadOnly"})
+    _get_global_client().deploy_apps(schema, _blocking=True)
+    wait_until_ready(url, 120)
+
+
+def replicas(deployment: str) -> list[psutil.Process]:
+    """Processes of a deployment's replicas, the oldest first; names as in the config."""
+    title = f"ray::ServeReplica:flashhead:{deployment}"
+    found = [p for p in psutil.process_iter(["cmdline"]) if _title(p).startswith(title)]
+    return sorted(found, key=lambda process: process.create_time())
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def kill(process: psutil.Process) -> None:
+    """SIGKILL, and wait until it is gone."""
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(10)
+
+
+def wait_for_replicas(deployment: str, count: int, timeout_s: float = 60) -> None:
+    """Until that many processes of a deployment exist."""
+    deadline = time.monotonic() + timeout_s
+    while len(replicas(deployment)) != count:
+        assert time.monotonic() < deadline, f"{deployment}: {len(replicas(deployment))} replicas, not {count}"
+        time.sleep(0.2)
+
+
+def form(image: bytes | None = None, audio: bytes | None = None) -> dict[str, Any]:
+    """The files of a request; the shipped examples where none are given."""
+    return {
+        "image": ("portrait.png", image or (EXAMPLES / "portrait.png").read_bytes()),
+        "audio": ("speech.wav", audio or (EXAMPLES / "speech.wav").read_bytes()),
+    }
+
+
+def animate(url: str, files: dict[str, Any], **fields: Any) -> httpx.Response:
+    """``POST /animate``, answered in full."""
+    return httpx.post(f"{url}/animate", files=files, data=fields, timeout=120)

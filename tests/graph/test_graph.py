@@ -1,0 +1,131 @@
+"""The shipped graph on a real Ray instance: its main job, and what it survives."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image, ImageDraw, ImageFilter
+
+from serve_app.media.webm_reader import ClusterReader
+
+from graph.live import animate, form, kill, replicas, wait_for_replicas
+
+SECONDS = 15.0
+
+
+def speech(seconds: float, seed: int = 0) -> bytes:
+    """A WAV at F5-TTS's rate: syllable-like bursts of noise."""
+    samples = int(seconds * 24_000)
+    noise = np.random.default_rng(seed).standard_normal(samples) * 0.1
+    file = io.BytesIO()
+    soundfile.write(file, noise * np.abs(np.sin(np.arange(samples) / 2400)), 24_000, "PCM_16", format="WAV")
+    return file.getvalue()
+
+
+def portrait(colour: tuple[int, int, int]) -> bytes:
+    """A blurred disc of that colour on grey."""
+    picture = Image.new("RGB", (160, 200), (128, 128, 128))
+    ImageDraw.Draw(picture).ellipse((30, 40, 130, 160), fill=colour)
+    file = io.BytesIO()
+    picture.filter(ImageFilter.GaussianBlur(8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def read(video: bytes) -> ClusterReader:
+    reader = ClusterReader()
+    reader.feed(video)
+    return reader
+
+
+def test_the_example_is_animated_streamed_and_whole(graph: str) -> None:
+    streamed = animate(graph, form())
+    assert streamed.status_code == 200, streamed.text
+    assert read(streamed.content).frame_count == int(streamed.headers["x-flashhead-frames"])
+    assert (read(streamed.content).width, read(streamed.content).height) == (128, 128)
+    whole = animate(graph, form(), stream="false")
+    assert int(whole.headers["content-length"]) == len(whole.content)
+    assert read(whole.content).clusters == read(streamed.content).clusters
+    mp4 = animate(graph, form(), stream="false", format="mp4")
+    assert mp4.status_code == 200 and mp4.content[4:8] == b"ftyp"
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(graph: str) -> None:
+    files = form(audio=speech(3.0))
+    videos = [animate(graph, files, seed=seed).content for seed in (1, 1, 2)]
+    assert videos[0] == videos[1] != videos[2]
+
+
+def test_the_first_cluster_is_out_before_the_second_chunk_is_generated(graph: str) -> None:
+    arrivals = []
+    with httpx.stream("POST", f"{graph}/animate", files=form(audio=speech(SECONDS)), timeout=60) as answer:
+        reader = ClusterReader()
+        for piece in answer.iter_raw():
+            reader.feed(piece)
+            arrivals += [time.monotonic()] * (len(reader.clusters) - len(arrivals))
+    assert len(arrivals) == 16
+    steady = float(np.median(np.diff(arrivals)))
+    assert arrivals[1] - arrivals[0] > steady / 2
+    assert arrivals[-1] - arrivals[0] > 10 * steady
+
+
+def test_two_interleaved_sessions_never_touch(graph: str) -> None:
+    requests = [form(portrait((200, 30, 30)), speech(8.0, 1)), form(portrait((30, 30, 200)), speech(8.0, 2))]
+    alone = [animate(graph, files).content for files in requests]
+    with ThreadPoolExecutor() as pool:
+        together = list(pool.map(lambda files: animate(graph, files).content, requests * 2))
+    assert together == alone * 2
+    assert alone[0] != alone[1]
+
+
+@pytest.mark.parametrize("deployment", ["FlashHeadGenerator-tiny", "AudioEncoder", "Encoder"])
+def test_a_killed_replica_changes_no_byte(graph: str, deployment: str) -> None:
+    wait_for_replicas(deployment, 2)
+    files = form(audio=speech(SECONDS))
+    undisturbed = animate(graph, files).content
+    victims = replicas(deployment)
+    sizes: list[int] = []
+    with httpx.stream("POST", f"{graph}/animate", files=files, timeout=120) as answer:
+        pieces = []
+        for piece in answer.iter_raw():
+            pieces.append(piece)
+            sizes.append(read(b"".join(pieces)).frame_count)
+            while victims and sizes[-1] > 24 * (6 - 3 * len(victims) + 1):
+                kill(victims.pop(0))
+    assert not victims
+    assert b"".join(pieces) == undisturbed
+    wait_for_replicas(deployment, 2)
+
+
+def test_a_client_that_vanishes_leaves_nothing_running(graph: str) -> None:
+    def cpu_s() -> float:
+        return sum(sum(p.cpu_times()[:2]) for p in replicas("FlashHeadGenerator-tiny"))
+
+    with httpx.stream("POST", f"{graph}/animate", files=form(audio=speech(120.0)), timeout=60) as answer:
+        next(answer.iter_raw())
+    time.sleep(2)
+    before = cpu_s()
+    time.sleep(3)
+    assert cpu_s() - before < 0.5
+
+
+def test_more_streams_than_places_are_refused_not_stalled(graph: str) -> None:
+    statuses: list[int] = []
+
+    def one() -> None:
+        statuses.append(animate(graph, form(audio=speech(6.0))).status_code)
+
+    threads = [threading.Thread(target=one) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) >= 8
+    assert animate(graph, form(audio=speech(1.0))).status_code == 200
