@@ -118,6 +118,8 @@ class StreamedVideo(Response):
 
         try:
             await _until_gone(Request(scope, receive), self._animation.stream(deliver))
+        except ClientGone:
+            return
         except FlashHeadError as error:
             if not started:
                 raise

@@ -15,7 +15,16 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from serve_app.media.webm_reader import ClusterReader
 
-from graph.live import animate, form, kill, replicas, wait_for_replicas
+from graph.live import (
+    animate,
+    deploy,
+    form,
+    kill,
+    replicas,
+    shipped_config,
+    wait_for_replicas,
+    with_replicas,
+)
 
 SECONDS = 15.0
 
@@ -101,6 +110,21 @@ def test_a_killed_replica_changes_no_byte(graph: str, deployment: str) -> None:
     assert not victims
     assert b"".join(pieces) == undisturbed
     wait_for_replicas(deployment, 2)
+
+
+def test_scaling_down_under_streams_changes_no_byte(graph: str) -> None:
+    wait_for_replicas("FlashHeadGenerator-tiny", 2)
+    requests = [form(audio=speech(SECONDS, seed)) for seed in range(4)]
+    undisturbed = [animate(graph, files).content for files in requests]
+    with ThreadPoolExecutor() as pool:
+        streams = [pool.submit(animate, graph, files) for files in requests]
+        time.sleep(1.5)
+        deploy(with_replicas(shipped_config(), AudioEncoder=2, FlashHeadGenerator=1, Encoder=2), graph)
+        assert not any(stream.done() for stream in streams)
+        assert [stream.result().content for stream in streams] == undisturbed
+    wait_for_replicas("FlashHeadGenerator-tiny", 1)
+    deploy(with_replicas(shipped_config(), AudioEncoder=2, FlashHeadGenerator=2, Encoder=2), graph)
+    wait_for_replicas("FlashHeadGenerator-tiny", 2)
 
 
 def test_a_client_that_vanishes_leaves_nothing_running(graph: str) -> None:
