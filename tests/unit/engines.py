@@ -3,6 +3,7 @@ networks."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,9 @@ from serve_app.engine.reference import Reference
 from serve_app.engine.state import SessionState, spec_digest
 from serve_app.model.audio_features import AudioFeatures
 from serve_app.model.checkpoint import load_audio_features, load_dit, load_vae
+from serve_app.model.dit import DiT
 from serve_app.model.presets import Preset, preset
+from serve_app.model.vae import VideoVAE
 from serve_app.types import (
     MODEL_SAMPLES_PER_FRAME,
     AudioEncodeMode,
@@ -49,9 +52,9 @@ def golden_preset(name: str) -> Preset:
 
 
 @cache
-def _networks(name: str) -> tuple:
+def _networks(name: str, dtype: torch.dtype) -> tuple[DiT, VideoVAE]:
     row = golden_preset(name)
-    return load_dit(CHECKPOINT, row, CPU, torch.float32), load_vae(CHECKPOINT, row, CPU, torch.float32)
+    return load_dit(CHECKPOINT, row, CPU, dtype), load_vae(CHECKPOINT, row, CPU, dtype)
 
 
 @cache
@@ -59,11 +62,16 @@ def speech_encoder() -> AudioFeatures:
     return load_audio_features(CHECKPOINT, preset("lite"), CPU)
 
 
-def engine(name: str, noise: NoiseSource | None = None, max_rows: int = 1) -> Engine:
+def engine(
+    name: str,
+    noise: NoiseSource | None = None,
+    max_rows: int = 1,
+    dtype: torch.dtype = torch.float32,
+) -> Engine:
     """The miniature ``lite`` or ``pro``; ``pretrained`` borrows pro's weights."""
     row = golden_preset(name)
     geometry = Geometry(*SIZES[name], row.frames, row.motion_frames)
-    return Engine(*_networks(name), row, geometry, max_rows=max_rows, noise=noise)
+    return Engine(*_networks(name, dtype), row, geometry, max_rows=max_rows, noise=noise)
 
 
 def spec(
@@ -138,6 +146,13 @@ def play(
 
 def same_state(one: SessionState, other: SessionState) -> bool:
     return one.to_bytes() == other.to_bytes()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the event loop run until ``condition`` holds."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110  (what is waited for happens on another thread)
+            await asyncio.sleep(0.001)
 
 
 NULL_GEOMETRY = Geometry(height=2, width=2, frames=33, motion_frames=9)
