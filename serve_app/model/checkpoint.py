@@ -2,8 +2,8 @@
 they run in.
 
 A network is built without memory (on the meta device), its file's header compared with it, and then
-each tensor read to the device, cast and put in place: at no time are there two copies of more than
-one tensor. Every fault of a network's files is in one CheckpointError.
+the tensors read to the device and cast one after the other, so that there are never two copies of the
+weights. Every fault of a network's files is in one CheckpointError.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def load_vae(root: Path, preset: Preset, device: torch.device, dtype: torch.dtyp
     Raises:
         CheckpointError: files are absent, truncated or do not fit.
     """
-    return wrapped_vae(preset.family, _load(vae_part(root, preset), device, dtype)).to(device)
+    vae = wrapped_vae(preset.family, _load(vae_part(root, preset), device, dtype))
+    return vae.to(device).eval()
 
 
 def load_audio_features(root: Path, preset: Preset, device: torch.device) -> AudioFeatures:

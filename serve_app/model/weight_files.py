@@ -96,7 +96,7 @@ def _length_state(size: int, promised: int) -> tuple[FileState, str]:
 def _inspect_pth(path: Path) -> WeightFile:
     size = path.stat().st_size
     if not zipfile.is_zipfile(path):
-        detail = f"or not a .pth file: {size:,} bytes without the zip directory at the end of one"
+        detail = f"{size:,} bytes, and not the zip directory that a .pth file ends with"
         return WeightFile(path, "truncated", detail, size)
     try:
         tensors = _load_pth(path)

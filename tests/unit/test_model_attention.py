@@ -33,12 +33,12 @@ def test_auto_on_cpu_says_why() -> None:
 
 
 def test_flash_by_name_is_refused_where_it_cannot_run() -> None:
-    with pytest.raises(OutOfRange, match="'flash' cannot run here: .* needs a CUDA device, this is cpu"):
+    with pytest.raises(OutOfRange, match=r"'flash' cannot run here: .* needs a CUDA device, this is cpu"):
         select_attention("flash", CPU, torch.bfloat16)
 
 
 def test_flash_needs_half_precision() -> None:
-    with pytest.raises(OutOfRange, match="needs fp16 or bf16, this is torch.float32"):
+    with pytest.raises(OutOfRange, match=r"needs fp16 or bf16, this is torch\.float32"):
         select_attention("flash", CUDA, torch.float32)
 
 

@@ -20,7 +20,7 @@ def test_rows_are_known_by_their_own_names() -> None:
 
 
 def test_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(OutOfRange, match="'large'.*tiny, lite, pro, pretrained") as raised:
+    with pytest.raises(OutOfRange, match=r"'large'.*tiny, lite, pro, pretrained") as raised:
         preset("large")
     assert raised.value.accepted == list(PRESETS)
 
