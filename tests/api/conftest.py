@@ -72,6 +72,7 @@ def serving(backend: FakeBackend) -> Iterator[str]:
     """The URL of a real server over the application."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
+        listener.listen()
         server = uvicorn.Server(uvicorn.Config(create_app(backend), log_level="critical"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
