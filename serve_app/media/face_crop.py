@@ -50,7 +50,7 @@ def find_largest_face(image: Image.Image) -> Box | None:
     )
     if len(faces) == 0:
         return None
-    left, top, wide, high = max(faces, key=lambda face: face[2] * face[3])
+    left, top, wide, high = map(int, max(faces, key=lambda face: face[2] * face[3]))
     return scale * left, scale * top, scale * (left + wide), scale * (top + high)
 
 
