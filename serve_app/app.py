@@ -30,9 +30,13 @@ def generator_name(model: str) -> str:
     return f"FlashHeadGenerator-{model}"
 
 
-def build_app(args: AppSettings) -> Application:
-    """The application: Ingress over one FlashHeadGenerator a model, AudioEncoder and Encoder."""
-    return bind_graph(args, AudioEncoder, FlashHeadGenerator, Encoder)
+def build_app(args: dict[str, Any]) -> Application:
+    """The application: Ingress over one FlashHeadGenerator a model, AudioEncoder and Encoder.
+
+    Raises:
+        pydantic.ValidationError: ``args`` hold an unknown key or a value out of its range.
+    """
+    return bind_graph(AppSettings.model_validate(args), AudioEncoder, FlashHeadGenerator, Encoder)
 
 
 def bind_graph(settings: AppSettings, audio_encoder: type, generator: type, encoder: type) -> Application:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ START_TIMEOUT_S = 300.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit status."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return int(options.command(options))
     except FlashHeadError as error:
@@ -86,7 +88,9 @@ def _serve(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from serve_app.client.server import running_server
 
-    with running_server(options.config, options.host, options.port, START_TIMEOUT_S) as url:
+    log = options.out.with_suffix(".log")
+    print(f"starting the graph of {options.config}; its log is {log}", flush=True)
+    with running_server(options.config, options.host, options.port, START_TIMEOUT_S, log) as url:
         return _animate_remotely(url, options)
 
 

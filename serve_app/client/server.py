@@ -33,14 +33,17 @@ def run_server(config: Path, host: str | None, port: int | None) -> int:
 
 
 @contextmanager
-def running_server(config: Path, host: str | None, port: int | None, start_timeout_s: float) -> Iterator[str]:
-    """The URL of a graph started for the time of the context, ready to animate.
+def running_server(
+    config: Path, host: str | None, port: int | None, start_timeout_s: float, log: Path
+) -> Iterator[str]:
+    """The URL of a graph started for the time of the context, ready to animate; its output is in ``log``.
 
     Raises:
         Unavailable: it was not ready within ``start_timeout_s``.
     """
-    with _config_file(config, host, port) as (file, url):
-        process = _start(file, start_new_session=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with _config_file(config, host, port) as (file, url), log.open("wb") as output:
+        process = _start(file, start_new_session=True, stdout=output, stderr=subprocess.STDOUT)
         try:
             wait_until_ready(url, start_timeout_s, alive=lambda: process.poll() is None)
             yield url
@@ -53,10 +56,10 @@ def running_server(config: Path, host: str | None, port: int | None, start_timeo
                 process.wait()
 
 
-def _start(config: Path, start_new_session: bool = False) -> subprocess.Popen[bytes]:
+def _start(config: Path, **options: Any) -> subprocess.Popen[bytes]:
     environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", **os.environ}
     command = [str(Path(sys.executable).with_name("serve")), "run", str(config)]
-    return subprocess.Popen(command, env=environment, start_new_session=start_new_session)
+    return subprocess.Popen(command, env=environment, **options)
 
 
 @contextmanager
