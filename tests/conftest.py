@@ -24,11 +24,11 @@ def golden() -> Path:
 def golden_tensors(golden: Path) -> GoldenTensors:
     """``golden_tensors("audio")``: every tensor of golden/audio.safetensors, 16-bit floats as float32."""
 
-    from safetensors import safe_open
+    from safetensors.torch import load_file
 
     def load(name: str) -> dict[str, torch.Tensor]:
-        with safe_open(golden / f"{name}.safetensors", framework="pt") as file:
-            return {key: _widened(file.get_tensor(key)) for key in file.keys()}
+        tensors = load_file(golden / f"{name}.safetensors")
+        return {key: _widened(tensor) for key, tensor in tensors.items()}
 
     return load
 

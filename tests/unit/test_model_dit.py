@@ -117,3 +117,12 @@ def test_audio_of_a_latent_frame_is_seen_by_its_tokens_alone(dit: DiT, numbers: 
     after = layer(h, *layer.key_value(changed)).unflatten(1, (frames, -1))
     differs = (before != after).flatten(2).any(dim=2).squeeze(0)
     assert differs.nonzero().flatten().tolist() == [2]
+
+
+def test_forward_is_one_graph(dit: DiT, numbers: Golden) -> None:
+    """No data-dependent branch, no value fetched from the device: it compiles whole."""
+    context = dit.project_audio(numbers["audio_windows"])
+    arguments = (numbers["x"], numbers["y"], torch.tensor([625.0]), context)
+    compiled = torch.compile(dit, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(*arguments), dit(*arguments))
+    torch.compiler.reset()
