@@ -98,22 +98,35 @@ def _pyav_stream(container: InputContainer) -> DecodedStream:
 
 def _claimed_samples(container: InputContainer, stream: AudioStream) -> int | None:
     """A container's own duration says something of its sound only where there is nothing else in it."""
-    if stream.duration is not None and stream.time_base is not None:
-        return int(stream.duration * stream.time_base * stream.sample_rate)
+    if (own := _own_length(stream)) is not None:
+        return own
     if container.duration is not None and len(container.streams) == 1:
         return container.duration * stream.sample_rate // av.time_base
     return None
 
 
+def _own_length(stream: AudioStream) -> int | None:
+    """Samples in the stream by its own account; in a fragmented file, as far as it has been read."""
+    if not stream.duration or stream.time_base is None:
+        return None
+    return round(stream.duration * stream.time_base * stream.sample_rate)
+
+
 def _pyav_blocks(container: InputContainer, stream: AudioStream) -> Iterator[np.ndarray]:
+    """What lies past a stream's own length is the padding its codec needed, and is dropped."""
     to_float = AudioResampler(format="flt")
+    produced = 0
     for frame in container.decode(stream):
         if (frame.sample_rate, frame.layout.nb_channels) != (stream.sample_rate, stream.channels):
             raise MalformedInput(
                 "the audio changes its sample rate or channels on the way", code="malformed_audio"
             )
         for converted in to_float.resample(frame):
-            yield converted.to_ndarray().reshape(-1, stream.channels)
+            block = converted.to_ndarray().reshape(-1, stream.channels)
+            own = _own_length(stream)
+            block = block if own is None else block[: max(0, own - produced)]
+            produced += len(block)
+            yield block
 
 
 def _first_line(error: Exception) -> str:

@@ -50,7 +50,8 @@ def find_largest_face(image: Image.Image) -> Box | None:
     )
     if len(faces) == 0:
         return None
-    left, top, wide, high = map(int, max(faces, key=lambda face: face[2] * face[3]))
+    largest = max(faces, key=lambda face: int(face[2] * face[3]))
+    left, top, wide, high = (int(value) for value in largest)
     return scale * left, scale * top, scale * (left + wide), scale * (top + high)
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media.clips import closing_job, encode_clip, flat, jobs, moving_pattern, sweep, yuv_frames
-from media.programs import ffmpeg_frames, ffmpeg_samples, needs, run
 
 from serve_app.config import VideoSettings
 from serve_app.errors import MalformedInput
@@ -18,6 +16,9 @@ from serve_app.media import ebml
 from serve_app.media.chunk_encoder import ChunkEncoder
 from serve_app.media.webm import finalise_webm, webm_header
 from serve_app.media.webm_reader import ClusterReader
+
+from media.clips import closing_job, encode_clip, flat, jobs, moving_pattern, sweep, yuv_frames
+from media.programs import ffmpeg_frames, ffmpeg_samples, needs, run
 
 SIZE = (96, 128)
 CHUNK_SAMPLES = 24 * 1920
