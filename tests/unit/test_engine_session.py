@@ -22,6 +22,7 @@ from engines import (
     stream_calls,
 )
 
+from serve_app.config import ModelSettings
 from serve_app.engine import audio_cache
 from serve_app.engine.colour import match_colour
 from serve_app.engine.engine import PORTRAITS_KEPT, Engine
@@ -30,6 +31,8 @@ from serve_app.engine.row import ChunkRow
 from serve_app.engine.state import SessionState
 from serve_app.errors import FlashHeadError, OutOfRange, SnapshotError, StaleCall
 from serve_app.model.audio_features import select_windows
+from serve_app.model.checkpoint import load_audio_features
+from serve_app.model.presets import checkpoint_root, preset
 from serve_app.session.timeline import ClipTimeline
 from serve_app.types import AudioSlice, ChunkCall, SessionSpec
 
@@ -360,6 +363,36 @@ class TestRefusals:
 
 
 class TestLife:
+    def test_the_embedded_model_streams_and_resumes(self) -> None:
+        settings = ModelSettings(name="tiny", device="cpu")
+        machine = Engine.load(settings)
+        size = machine.geometry
+        portrait = np.full((size.height, size.width, 3), 90, np.uint8)
+        session = SessionSpec("s", "tiny", portrait, 42, 4, "stream")
+        audio = load_audio_features(checkpoint_root("embedded"), preset("tiny"), torch.device("cpu"))
+        state, reference = machine.open(session)
+        for call in stream_calls(speech(30), size):
+            window, _ = audio_cache.window(state.audio_cache, call.audio, size)
+            [(frames, following)] = machine.step([state], [reference], [audio.rows(window)], [call])
+            assert frames.shape == (call.frame_count, size.height * 3 // 2, size.width)
+            if following is not None:
+                state, reference = Engine.load(settings).restore(session, following.to_bytes())
+
+    def test_read_only_arrays_are_enough(self) -> None:
+        """What comes out of an object store cannot be written to."""
+        machine = engine("lite")
+        portrait, pcm = random_portrait("lite", 0), speech(24)
+        portrait.setflags(write=False)
+        pcm.setflags(write=False)
+        [call] = stream_calls(pcm, machine.geometry)
+        state, reference = machine.open(spec("lite", portrait=portrait))
+        features = features_of(state, call, machine.geometry)
+        features.setflags(write=False)
+        [(frames, following)] = machine.step([state], [reference], [features], [replace(call, final=False)])
+        assert frames.flags.c_contiguous
+        assert following is not None
+        assert following.to_bytes()
+
     def test_card(self) -> None:
         assert engine("lite").card.reproducible
         assert not engine("lite", max_rows=2).card.reproducible
