@@ -45,6 +45,7 @@ VIDEO_RESPONSE: dict[int | str, dict[str, Any]] = {
 def animate_router(backend: Backend) -> APIRouter:
     """The route that animates."""
     router = APIRouter(tags=["animate"])
+    attendance = Attendance()
 
     @router.post(
         PATH,
@@ -84,11 +85,11 @@ def animate_router(backend: Backend) -> APIRouter:
             face_crop=face_crop,
             live=stream,
         )
-        animation = await _until_gone(request, Animation.prepare(wanted, stage))
+        animation = await attendance.until_gone(request, Animation.prepare(wanted, stage))
         headers = _headers(wanted, stage.card, animation)
         if stream:
-            return StreamedVideo(animation, headers)
-        video = await _until_gone(request, animation.render())
+            return StreamedVideo(animation, headers, attendance)
+        video = await attendance.until_gone(request, animation.render())
         return Response(video, headers=headers, media_type=CONTENT_TYPES[format])
 
     return router
@@ -101,10 +102,11 @@ class StreamedVideo(Response):
     answer. One after it cuts the body short, which every HTTP client sees.
     """
 
-    def __init__(self, animation: Animation, headers: dict[str, str]) -> None:
+    def __init__(self, animation: Animation, headers: dict[str, str], attendance: Attendance) -> None:
         super().__init__(headers=headers, media_type=CONTENT_TYPES["webm"])
         del self.headers["content-length"]
         self._animation = animation
+        self._attendance = attendance
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -117,7 +119,7 @@ class StreamedVideo(Response):
             await send({"type": "http.response.body", "body": cluster, "more_body": True})
 
         try:
-            await _until_gone(Request(scope, receive), self._animation.stream(deliver))
+            await self._attendance.until_gone(Request(scope, receive), self._animation.stream(deliver))
         except ClientGone:
             return
         except FlashHeadError as error:
@@ -132,26 +134,39 @@ class StreamCut(Exception):
     """A stream that ends before its end; the server closes the connection without a closing chunk."""
 
 
-async def _until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, cancelled as soon as the client disconnects.
+class Attendance:
+    """Work done while its client is there."""
 
-    ``work`` runs in a context of its own: calls made from it into the graph then each carry their own
-    request id, on which Serve's routers rely.
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
 
-    Raises:
-        ClientGone: the client closed its connection first.
-    """
-    task = asyncio.create_task(work, context=contextvars.Context())
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGone("the client closed its connection")
-        return task.result()
-    finally:
-        for pending in (task, gone):
-            pending.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+    async def until_gone(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
+        """The result of ``work``, cancelled as soon as the client disconnects or the request is cancelled.
+
+        ``work`` runs in a context of its own: calls made from it into the graph then each carry their own
+        request id, on which Serve's routers rely. It is given the time to close what it opened even where
+        the request is cancelled twice, as Serve does.
+
+        Raises:
+            ClientGone: the client closed its connection first.
+        """
+        task = self._owned(work, contextvars.Context())
+        gone = self._owned(_disconnected(request), contextvars.copy_context())
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ClientGone("the client closed its connection")
+            return task.result()
+        finally:
+            task.cancel()
+            gone.cancel()
+            await asyncio.wait({task, gone})
+
+    def _owned(self, work: Coroutine[Any, Any, T], context: contextvars.Context) -> asyncio.Task[T]:
+        task = asyncio.create_task(work, context=context)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
 
 async def _disconnected(request: Request) -> None:

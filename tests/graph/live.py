@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import psutil
 import yaml
+from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
@@ -62,6 +63,12 @@ def kill(process: psutil.Process) -> None:
     """SIGKILL, and wait until it is gone."""
     os.kill(process.pid, signal.SIGKILL)
     process.wait(10)
+
+
+def open_sessions(model: str = "tiny") -> int:
+    """Sessions open on all of a model's generator replicas."""
+    handle = serve.get_deployment_handle(f"FlashHeadGenerator-{model}", "flashhead")
+    return sum(stats["sessions"] for stats in handle.broadcast("record_routing_stats").results(timeout_s=10))
 
 
 def wait_for_replicas(deployment: str, count: int, timeout_s: float = 60) -> None:
