@@ -76,6 +76,8 @@ def _check(audio: AudioSlice, geometry: Geometry) -> None:
     samples = audio.samples
     if samples.ndim != 1 or samples.dtype != np.float32:
         _refuse(f"audio slice is {samples.dtype}{list(samples.shape)}", samples.shape, "[n] float32")
+    if not np.isfinite(samples).all():
+        _refuse("audio slice holds NaN or infinity", "not finite", "finite samples")
     if audio.rows is None:
         if not 1 <= len(samples) <= geometry.slice_samples:
             accepted = f"1 to {geometry.slice_samples} samples"

@@ -57,8 +57,18 @@ class Entry:
             period_s=self.job.call.frame_count * FRAME_MS / 1000,
         )
 
+    def give_frames(self, frames: np.ndarray) -> None:
+        """Give the consumer its frames; one that was cancelled while it waited takes none."""
+        if not self.frames.done():
+            self.frames.set_result(frames)
+
+    def give_state(self, state: SessionState) -> None:
+        """Give the consumer the next state, likewise."""
+        if not self.state.done():
+            self.state.set_result(state)
+
     def fail(self, error: Exception) -> None:
-        """Give ``error`` to the consumer."""
-        awaited = self.state if self.frames.done() else self.frames
+        """Give ``error`` to the consumer in place of what it waits for."""
+        awaited = self.state if self.frames_taken else self.frames
         if not awaited.done():
             awaited.set_exception(error)

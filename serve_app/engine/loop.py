@@ -159,11 +159,11 @@ class EngineLoop:
             entry.stage = Stage.ADVANCE
             if entry.job.call.final:
                 del self._entries[entry.key]
-            entry.frames.set_result(outcome)
+            entry.give_frames(outcome)
         elif entry.stage is Stage.ADVANCE:
             assert isinstance(outcome, SessionState)
             del self._entries[entry.key]
-            entry.state.set_result(outcome)
+            entry.give_state(outcome)
         else:
             entry.stage = Stage.DENOISE if entry.row.steps_left else Stage.DECODE
 

@@ -94,11 +94,21 @@ def test_once_mode_brings_its_own_rows(rows: tuple[int, int], wanted: tuple[int,
         AudioSlice(ramp(LITE.slice_samples + 1)),
         AudioSlice(ramp(640).astype(np.float64)),
         AudioSlice(ramp(640)[None]),
+        AudioSlice(ramp(640) * np.float32("nan")),
         AudioSlice(ramp(40 * FRAME), (0, 32)),
         AudioSlice(ramp(40 * FRAME), (8, 41)),
         AudioSlice(ramp(40 * FRAME), (-1, 32)),
     ],
-    ids=["empty", "long", "float64", "two dimensions", "few rows", "rows past the end", "rows before 0"],
+    ids=[
+        "empty",
+        "long",
+        "float64",
+        "two dimensions",
+        "not a number",
+        "few rows",
+        "rows past the end",
+        "rows before 0",
+    ],
 )
 def test_slices_that_do_not_fit(audio: AudioSlice) -> None:
     cache = audio_cache.empty_cache("once" if audio.rows else "stream")

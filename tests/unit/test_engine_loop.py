@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from engines import NULL_GEOMETRY, NullEngine, spec, speech, stream_calls, until
 
-from serve_app.engine.job import ChunkJob
+from serve_app.engine.job import ChunkJob, Entry
 from serve_app.engine.loop import EngineLoop
+from serve_app.engine.scheduler import Stage
 from serve_app.engine.state import SessionState
 from serve_app.errors import InternalError, OutOfRange, ReplicaLost, StaleCall
 
@@ -155,6 +156,29 @@ def test_a_consumer_that_goes_stops_its_row_within_a_step() -> None:
         assert len(engine.log) <= made + 1
         engine.steps = 2
         assert len(await collect(loop, job(engine, "b", final=True))) == 2
+
+    with_loop(work, engine)
+
+
+@pytest.mark.parametrize("stage", [Stage.DECODE, Stage.ADVANCE])
+def test_a_consumer_cancelled_as_its_answer_comes(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its future is cancelled at once, its job leaves the loop a moment later."""
+    engine = NullEngine()
+
+    async def work(loop: EngineLoop) -> None:
+        task = asyncio.create_task(collect(loop, job(engine, "a")))
+        settle = loop._settle
+
+        def cancel_then_settle(entry: Entry, outcome: object) -> None:
+            if entry.stage is stage:
+                task.cancel()
+            settle(entry, outcome)
+
+        monkeypatch.setattr(loop, "_settle", cancel_then_settle)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        monkeypatch.setattr(loop, "_settle", settle)
+        assert len(await collect(loop, job(engine, "b"))) == 2
 
     with_loop(work, engine)
 
