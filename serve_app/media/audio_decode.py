@@ -94,7 +94,7 @@ def _check_stream(stream: DecodedStream, limits: Limits) -> None:
 def _check_range(what: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise OutOfRange(
-            f"the audio's {what} is {value}; accepted: {low} to {high}",
+            f"the audio has {what} {value}; accepted: {low} to {high}",
             code=f"audio_{what.replace(' ', '_')}_out_of_range",
             value=value,
             accepted=[low, high],

@@ -19,13 +19,20 @@ STREAMED_SIZE = 0xFFFFFFFF
 MP3_SYNC, MP3_LAYER = 0xE0, 0x02
 """The three sync bits and the layer III bit pattern in the second byte of an MPEG audio frame."""
 
+XING_WITHIN, XING_FRAMES, XING_BYTES = 64, 1, 2
+"""How far into the first frame its Xing header may begin, and the flags of two of its fields."""
+
 Claim = Callable[[bytes], float]
 """The part of its claimed bytes that a file holds; 1 where it makes no claim."""
 
 
 @dataclass(frozen=True, slots=True)
 class AudioFormat:
-    """A format by the name FFmpeg gives its demuxer; ``soundfile`` says who is asked first."""
+    """A format by the name FFmpeg gives its demuxer; ``soundfile`` says whether libsndfile is asked first.
+
+    It is not for MP3: of one without a Xing header it reads only as far as the first frame's bit rate lets
+    it guess, which cuts a clip of varying bit rate short.
+    """
 
     demuxer: str
     soundfile: bool
@@ -41,7 +48,7 @@ def sniff_audio(data: bytes) -> AudioFormat | None:
     if data[:4] == b"fLaC":
         return AudioFormat("flac", soundfile=True, held=_no_claim)
     if data[:3] == b"ID3" or _is_mp3_frame(data):
-        return AudioFormat("mp3", soundfile=True, held=_no_claim)
+        return AudioFormat("mp3", soundfile=False, held=_mp3_held)
     if data[:4] == ebml.identity_bytes(ebml.EBML_HEAD):
         return AudioFormat("matroska", soundfile=False, held=_matroska_held)
     if data[4:8] == b"ftyp":
@@ -54,8 +61,29 @@ def _is_mp3_frame(data: bytes) -> bool:
 
 
 def _no_claim(data: bytes) -> float:
-    """FLAC and MP3 claim samples, not bytes; those are compared after decoding."""
+    """FLAC claims samples, not bytes; those are compared after decoding."""
     return 1.0
+
+
+def _mp3_held(data: bytes) -> float:
+    """By the byte count of the Xing or Info header in the first frame, where there is one."""
+    start = _after_id3(data)
+    at = max(data.find(tag, start, start + XING_WITHIN) for tag in (b"Xing", b"Info"))
+    if at < 0 or at + 16 > len(data):
+        return 1.0
+    flags, first, second = struct.unpack_from(">III", data, at + 4)
+    size = (second if flags & XING_FRAMES else first) if flags & XING_BYTES else 0
+    return (len(data) - start) / size if size else 1.0
+
+
+def _after_id3(data: bytes) -> int:
+    """Where the tag in front of an MP3 ends; its size is written in seven bits a byte."""
+    if data[:3] != b"ID3":
+        return 0
+    size = 0
+    for byte in data[6:10]:
+        size = size << 7 | byte & 0x7F
+    return 10 + size
 
 
 def _wav_held(data: bytes) -> float:

@@ -18,6 +18,8 @@ from serve_app.errors import MalformedInput, UnsupportedMedia
 from serve_app.media.audio_formats import AudioFormat
 
 BLOCK_SAMPLES = 65_536
+UNKNOWN_FRAMES = 2**63 - 1
+"""What libsndfile says of a length it does not know."""
 FFMPEG_OPTIONS = {
     "format_whitelist": "wav,mp3,ogg,flac,matroska,webm,mov,mp4,m4a",
     "protocol_whitelist": "none",
@@ -56,17 +58,19 @@ def open_audio(data: bytes, audio_format: AudioFormat) -> Iterator[DecodedStream
                 yield _pyav_stream(container)
     except (soundfile.SoundFileError, av.FFmpegError) as error:
         raise MalformedInput(
-            f"the audio begins like {audio_format.demuxer} but cannot be decoded: {_first_line(error)}",
+            f"the audio begins like {audio_format.demuxer} but cannot be decoded: {_reason(error)}",
             code="malformed_audio",
         ) from error
 
 
 def _soundfile(data: bytes) -> soundfile.SoundFile | None:
-    """``None`` where libsndfile does not take it: a codec it lacks, or a damaged header."""
+    """``None`` where libsndfile does not take it: a codec it lacks, a damaged header, or FLAC that was
+    written to a pipe and does not say how long it is, in which libsndfile loses its place."""
     try:
-        return soundfile.SoundFile(io.BytesIO(data))
+        file = soundfile.SoundFile(io.BytesIO(data))
     except soundfile.SoundFileError:
         return None
+    return file if file.frames < UNKNOWN_FRAMES else None
 
 
 def _soundfile_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
@@ -97,23 +101,23 @@ def _pyav_stream(container: InputContainer) -> DecodedStream:
 
 
 def _claimed_samples(container: InputContainer, stream: AudioStream) -> int | None:
-    """A container's own duration says something of its sound only where there is nothing else in it."""
-    if (own := _own_length(stream)) is not None:
-        return own
-    if container.duration is not None and len(container.streams) == 1:
+    """Of the formats PyAV reads two say how long they are; of others FFmpeg's guess is all there is.
+    WebM's duration is that of the longest stream, so it says something only of a single one."""
+    if "mp4" in container.format.name:
+        return _edited_length(stream)
+    if "matroska" in container.format.name and len(container.streams) == 1 and container.duration:
         return container.duration * stream.sample_rate // av.time_base
     return None
 
 
-def _own_length(stream: AudioStream) -> int | None:
-    """Samples in the stream by its own account; in a fragmented file, as far as it has been read."""
+def _edited_length(stream: AudioStream) -> int | None:
+    """Samples an MP4 stream presents; of a file in fragments, as far as it has been read."""
     if not stream.duration or stream.time_base is None:
         return None
     return round(stream.duration * stream.time_base * stream.sample_rate)
 
 
 def _pyav_blocks(container: InputContainer, stream: AudioStream) -> Iterator[np.ndarray]:
-    """What lies past a stream's own length is the padding its codec needed, and is dropped."""
     to_float = AudioResampler(format="flt")
     produced = 0
     for frame in container.decode(stream):
@@ -123,11 +127,17 @@ def _pyav_blocks(container: InputContainer, stream: AudioStream) -> Iterator[np.
             )
         for converted in to_float.resample(frame):
             block = converted.to_ndarray().reshape(-1, stream.channels)
-            own = _own_length(stream)
-            block = block if own is None else block[: max(0, own - produced)]
+            block = block[: _room(container, stream, produced)]
             produced += len(block)
             yield block
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _room(container: InputContainer, stream: AudioStream, produced: int) -> int | None:
+    """Samples an MP4 still presents; past them lies the padding of its codec."""
+    length = _edited_length(stream) if "mp4" in container.format.name else None
+    return None if length is None else max(0, length - produced)
+
+
+def _reason(error: Exception) -> str:
+    """In FFmpeg's words or libsndfile's, without their numbers."""
+    return getattr(error, "strerror", None) or getattr(error, "error_string", None) or type(error).__name__

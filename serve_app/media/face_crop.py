@@ -9,7 +9,6 @@ border's own pixels, so that no face is distorted.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import cv2
@@ -21,11 +20,13 @@ SIDE_PER_FACE_WIDTH = 2.0
 ABOVE, BELOW = 0.55, 0.45
 """Parts of the side above and below the face's centre."""
 
-CASCADE = Path(cv2.__file__).parent / "data" / "haarcascade_frontalface_default.xml"
+CASCADE = Path(cv2.__file__).parent / "data" / "haarcascade_frontalface_alt2.xml"
 DETECTION_SIDE = 640
 """Detection runs on a picture of at most this side; its cost grows with the pixels."""
 MIN_FACE_PART = 0.08
-SCALE_STEP, MIN_NEIGHBOURS = 1.1, 6
+FACE_PER_CASCADE_SIDE = 0.8
+"""The cascade's square reaches past the cheeks; measured on the shipped example and on a photograph."""
+SCALE_STEP, MIN_NEIGHBOURS = 1.1, 5
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels, not rounded."""
@@ -40,19 +41,20 @@ def crop_around_largest_face(image: Image.Image) -> Image.Image | None:
 
 
 def find_largest_face(image: Image.Image) -> Box | None:
-    """The box of the largest frontal face in an RGB picture."""
+    """The box of the largest frontal face in an RGB picture, cheek to cheek."""
     scale = max(1.0, max(image.size) / DETECTION_SIDE)
     size = (max(1, round(image.width / scale)), max(1, round(image.height / scale)))
     grey = np.asarray(image.convert("L").resize(size, Image.Resampling.BOX))
     least = max(24, round(MIN_FACE_PART * min(size)))
     faces = cv2.CascadeClassifier(str(CASCADE)).detectMultiScale(
-        cv2.equalizeHist(grey), SCALE_STEP, MIN_NEIGHBOURS, minSize=(least, least)
+        grey, SCALE_STEP, MIN_NEIGHBOURS, minSize=(least, least)
     )
     if len(faces) == 0:
         return None
     largest = max(faces, key=lambda face: int(face[2] * face[3]))
     left, top, wide, high = (int(value) for value in largest)
-    return scale * left, scale * top, scale * (left + wide), scale * (top + high)
+    x, y, radius = left + wide / 2, top + high / 2, FACE_PER_CASCADE_SIDE * wide / 2
+    return scale * (x - radius), scale * (y - radius), scale * (x + radius), scale * (y + radius)
 
 
 def clipped_square(size: tuple[int, int], box: Box) -> tuple[int, int, int, int]:
@@ -65,8 +67,8 @@ def padded_square(image: Image.Image, box: Box) -> Image.Image:
     """The same square uncut; past the picture's border its outermost pixels go on."""
     left, top, right, _ = _square(box)
     side = max(1, round(right - left))
-    columns = np.clip(np.arange(side) + math.floor(left), 0, image.width - 1)
-    rows = np.clip(np.arange(side) + math.floor(top), 0, image.height - 1)
+    columns = np.clip(np.arange(side) + int(left), 0, image.width - 1)
+    rows = np.clip(np.arange(side) + int(top), 0, image.height - 1)
     return Image.fromarray(np.asarray(image)[rows[:, np.newaxis], columns])
 
 

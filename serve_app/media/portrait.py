@@ -83,7 +83,7 @@ def _checked_format(data: bytes, limits: Limits) -> str:
 def _decoded(data: bytes, name: str, limits: Limits) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # Pillow's remarks on large pictures and damaged metadata
             with Image.open(io.BytesIO(data), formats=[name]) as image:
                 _check_size(image, limits)
                 return _as_rgb(ImageOps.exif_transpose(image))

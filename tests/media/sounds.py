@@ -22,6 +22,7 @@ class Kind:
     muxer: str = ""
     codec: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
+    codec_options: Mapping[str, str] = field(default_factory=dict)
     snr_db: float = 20.0
     spare_samples: int = 0
     """Padding a decoder may leave at the end."""
@@ -53,20 +54,44 @@ def speech_like(rate: int, seconds: float = 1.5, channels: int = 1) -> np.ndarra
     return (mono[:, np.newaxis] * pan).astype(np.float32)
 
 
+class Pipe:
+    """A file that can only be written on: encoders cannot go back and correct their headers."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def write(self, part: bytes) -> int:
+        self.parts.append(bytes(part))
+        return len(part)
+
+
 def encoded(kind: Kind, samples: np.ndarray, rate: int) -> bytes:
     """``samples`` ``[n, channels]`` as a file of that kind."""
     file = io.BytesIO()
-    if not kind.muxer:
+    if kind.muxer:
+        mux(file, kind, samples, rate)
+    else:
         soundfile.write(file, samples, rate, format=kind.name, subtype=kind.subtype)
-        return file.getvalue()
+    return file.getvalue()
+
+
+def piped(kind: Kind, samples: np.ndarray, rate: int) -> bytes:
+    """The same as it comes out of a pipe."""
+    pipe = Pipe()
+    mux(pipe, kind, samples, rate)
+    return b"".join(pipe.parts)
+
+
+def mux(file: object, kind: Kind, samples: np.ndarray, rate: int) -> None:
+    """Write with PyAV."""
     with av.open(file, "w", format=kind.muxer, container_options=dict(kind.options)) as muxer:
         layout = {1: "mono", 2: "stereo", 6: "5.1"}[samples.shape[1]]
         stream = muxer.add_stream(kind.codec, rate=rate, layout=layout)
+        stream.codec_context.options = dict(kind.codec_options)
         frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="flt", layout=layout)
         frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
         for part in (frame, None):
             muxer.mux(stream.encode(part))
-    return file.getvalue()
 
 
 def wav(

@@ -13,7 +13,7 @@ import soxr
 from serve_app.config import Limits
 from serve_app.media.audio_decode import DecodedAudio, decode_audio
 
-from media.sounds import KINDS, Kind, encoded, speech_like, wav
+from media.sounds import KINDS, Kind, encoded, piped, speech_like, wav
 
 RATES = [8_000, 11_025, 16_000, 22_050, 24_000, 44_100, 48_000, 96_000, 192_000]
 
@@ -96,6 +96,32 @@ def test_a_wav_written_to_a_pipe_says_no_size_and_is_taken() -> None:
     plain = decode_audio(wav(), Limits())
     piped = decode_audio(wav(data_size=0xFFFFFFFF, riff_size=0xFFFFFFFF), Limits())
     assert len(piped.pcm48) == len(plain.pcm48) == 48_000
+
+
+@pytest.mark.parametrize(
+    ("muxer", "codec", "spare"),
+    [
+        ("wav", "pcm_s16le", 0),
+        ("flac", "flac", 0),
+        ("ogg", "libopus", 0),
+        ("webm", "libopus", 48),
+        ("mp3", "libmp3lame", 2 * 1152),
+    ],
+)
+def test_what_comes_out_of_a_pipe_does_not_know_its_length(muxer: str, codec: str, spare: int) -> None:
+    samples = speech_like(48_000, seconds=5)
+    data = piped(Kind(muxer, muxer=muxer, codec=codec), samples, 48_000)
+    assert 0 <= len(decode_audio(data, Limits()).pcm48) - len(samples) <= spare
+
+
+def test_an_mp3_of_varying_bit_rate_without_a_header_is_taken_whole() -> None:
+    """A guess from its first bit rate would end it early."""
+    vbr = {"flags": "+qscale", "global_quality": "236"}
+    kind = Kind("mp3", muxer="mp3", codec="libmp3lame", options={"write_xing": "0"}, codec_options=vbr)
+    samples = np.random.default_rng(0).standard_normal((48_000 * 10, 1)).astype(np.float32) * 0.2
+    samples[48_000:] = 0
+    speech = decode_audio(encoded(kind, samples, 48_000), Limits())
+    assert 0 <= len(speech.pcm48) - len(samples) <= 2 * 1152 + 576
 
 
 def test_values_past_full_scale_are_clipped() -> None:
