@@ -29,9 +29,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.null_graph import GEOMETRY, STEPS, NullEngine, build_null_app
 from serve_app.session.timeline import ClipTimeline
 from serve_app.types import ChunkCall, SessionSpec
+
+from benchmarks.null_graph import GEOMETRY, STEPS, NullEngine, build_null_app
 
 GOALS = {"throughput lost": "at most 3 %", "added per chunk, p50": "at most 30 ms"}
 
@@ -128,8 +129,7 @@ def main() -> None:
     ray.shutdown()
 
     bare_rate = 1 / statistics.mean(bare)
-    made = options.sessions * (options.chunks - 1)
-    rate = made / span
+    rate = (options.sessions * options.chunks - 1) / span
     gaps = _gaps_ms(alone[0])
     added = [gap - 1000 * statistics.median(bare) for gap in gaps]
     print(

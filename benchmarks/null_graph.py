@@ -6,9 +6,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from ray.serve import Application
 
 from serve_app.app import bind_graph
@@ -19,8 +21,10 @@ from serve_app.engine import audio_cache
 from serve_app.engine.colour import ColourStatistics
 from serve_app.engine.reference import Reference
 from serve_app.engine.state import SessionState, spec_digest
+from serve_app.engine.yuv import yuv420p
 from serve_app.types import AudioWindow, ChunkCall, Geometry, ModelCard, SessionSpec
 
+PORTRAIT = Path(__file__).parents[1] / "examples" / "portrait.png"
 GEOMETRY = Geometry(height=512, width=512, frames=33, motion_frames=9)
 MOTION_SHAPE = (128, 2, 16, 16)
 FEATURE_SHAPE = (12, 768)
@@ -43,8 +47,7 @@ class NullEngine:
 
     def __init__(self, chunk_s: float) -> None:
         self.chunk_s = chunk_s
-        noise = np.random.default_rng(0).integers(100, 140, (48, 512 * 3 // 2, 512), dtype=np.uint8)
-        self._footage = noise // 8 * 8
+        self._footage = _swaying_portrait(48)
 
     @property
     def card(self) -> ModelCard:
@@ -105,6 +108,15 @@ class NullEngine:
 
     def _take(self, operation: str) -> None:
         time.sleep(self.chunk_s * SHARES[operation])
+
+
+def _swaying_portrait(frames: int) -> np.ndarray:
+    """``[frames, 768, 512]`` uint8 yuv420p: the example portrait, swaying by a few pixels with some grain."""
+    pixels = np.asarray(Image.open(PORTRAIT).convert("RGB").resize((512, 512)))
+    grain = np.random.default_rng(0).integers(-1, 2, (frames, 512, 512, 1))
+    offsets = np.rint(4 * np.sin(np.arange(frames) / 8)).astype(int)
+    moved = np.stack([np.roll(pixels, offset, axis=1) for offset in offsets]) + grain
+    return yuv420p(torch.from_numpy(moved.clip(0, 255).astype(np.uint8)).permute(0, 3, 1, 2)).numpy()
 
 
 class NullGenerator(FlashHeadGenerator):
