@@ -14,6 +14,7 @@ from serve_app.config import Limits
 from serve_app.media.pipe import read_message, write_message
 from serve_app.types import LISTENER_RATE_HZ, MODEL_RATE_HZ
 
+WORKER = "serve_app.media.decode_worker"
 KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "HOME", "TMPDIR")
 """A worker gets no more of its parent's environment: it must hold no secret."""
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -30,7 +31,7 @@ class DecodeProcess:
         self._limits = limits
         self._killed = False
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "serve_app.media.decode_worker", limits.model_dump_json()],
+            [sys.executable, "-P", "-m", WORKER, limits.model_dump_json()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=_environment(),
