@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import logging
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, File, Form, Request, UploadFile
@@ -90,6 +90,7 @@ def animate_router(backend: Backend) -> APIRouter:
         if stream:
             return StreamedVideo(animation, headers, attendance)
         video = await attendance.until_gone(request, animation.render())
+        _log_end(headers, "whole")
         return Response(video, headers=headers, media_type=CONTENT_TYPES[format])
 
     return router
@@ -128,6 +129,7 @@ class StreamedVideo(Response):
             logger.warning("stream %s cut short: %s", self.headers["x-session-id"], error)
             raise StreamCut(str(error)) from error
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+        _log_end(self.headers, "streamed")
 
 
 class StreamCut(Exception):
@@ -167,6 +169,11 @@ class Attendance:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _log_end(headers: Mapping[str, str], how: str) -> None:
+    details = [headers[name] for name in ("X-Session-Id", "X-FlashHead-Model", "X-FlashHead-Frames")]
+    logger.info("session %s: model %s, %s frames, %s", *details, how)
 
 
 async def _disconnected(request: Request) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from serve_app.config import ModelSettings
+from serve_app.deployments.logs import join_serve_logging
 from serve_app.engine.precision import choose_device
 from serve_app.model.audio_features import AudioFeatures
 from serve_app.model.checkpoint import load_audio_features
@@ -28,6 +29,7 @@ class AudioEncoder:
     """
 
     def __init__(self, models: tuple[ModelSettings, ...]) -> None:
+        join_serve_logging()
         loaded: dict[tuple[str, str, str], AudioFeatures] = {}
         self._features: dict[str, AudioFeatures] = {}
         for model in models:

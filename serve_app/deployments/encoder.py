@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from serve_app.config import VideoSettings
+from serve_app.deployments.logs import join_serve_logging
 from serve_app.media.chunk_encoder import ChunkEncoder, finalise_mp4
 from serve_app.types import EncodeJob
 
@@ -20,6 +21,7 @@ class Encoder:
     """Compresses chunks. Codecs release the GIL, so ``threads`` chunks are encoded at a time."""
 
     def __init__(self, video: VideoSettings, threads: int = 1) -> None:
+        join_serve_logging()
         self._video = video
         self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="encode")
 

@@ -10,6 +10,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import Limits, ModelSettings
 from serve_app.deployments.handles import call_again_while_lost
+from serve_app.deployments.logs import join_serve_logging
 from serve_app.engine.engine import Engine
 from serve_app.engine.generator import GeneratorService
 from serve_app.engine.loop import EngineLoop
@@ -32,6 +33,7 @@ class FlashHeadGenerator:
     """
 
     def __init__(self, model: ModelSettings, limits: Limits, audio_encoder: DeploymentHandle) -> None:
+        join_serve_logging()
         self._model = model
         self._limits = limits
         self._audio_encoder = audio_encoder

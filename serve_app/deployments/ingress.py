@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.api.app import create_app
 from serve_app.config import Limits
 from serve_app.deployments.handles import ServeEncoder, ServeGenerator
+from serve_app.deployments.logs import join_serve_logging
 from serve_app.deployments.reader import ReaderCredit, ReaderLedger
 from serve_app.errors import Unavailable
 from serve_app.media.uploads import UploadDecoder
@@ -92,6 +93,7 @@ class Ingress:
     def __init__(
         self, limits: Limits, generators: dict[str, DeploymentHandle], encoder: DeploymentHandle
     ) -> None:
+        join_serve_logging()
         self._backend = ServeBackend(limits, generators, encoder)
         self._readers = ReaderLedger()
 
