@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from serve_app.client.remote import wait_until_ready
@@ -59,6 +60,8 @@ class running:
         self._command = command
 
     def __enter__(self) -> None:
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{URL}/health")
         self._process = subprocess.Popen(
             self._command, shell=True, cwd=ROOT, env=environment(), start_new_session=True
         )
@@ -88,6 +91,12 @@ def test_make_run_writes_the_demo() -> None:
     assert demo.stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("command", sorted(SERVERS - {"make serve"}))
+def test_server_starts(command: str) -> None:
+    with running(command):
+        pass
+
+
 @pytest.mark.parametrize("command", [c for c in commands() if c not in SERVERS and c != "make run"])
 def test_command_does_what_it_says(server: None, command: str) -> None:
     (ROOT / "out").mkdir(exist_ok=True)
@@ -97,9 +106,3 @@ def test_command_does_what_it_says(server: None, command: str) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     for output in outputs(command):
         assert output.stat().st_size > 10_000, result.stdout + result.stderr
-
-
-@pytest.mark.parametrize("command", sorted(SERVERS - {"make serve"}))
-def test_server_starts(command: str) -> None:
-    with running(command):
-        pass
