@@ -34,7 +34,7 @@ class Limits(Settings):
     """The whole request body: both files, the fields and the multipart frame around them."""
     upload_timeout_s: float = Field(60.0, gt=0)
     decode_timeout_s: float = Field(30.0, gt=0)
-    decode_memory_bytes: int = Field(3 * 1024 * MIB, ge=256 * MIB)
+    decode_memory_bytes: int = Field(3 * 1024 * MIB, ge=1024 * MIB)
     decode_workers: int = Field(1, ge=1)
     max_streams: int = Field(16, ge=1)
     """Requests an ingress replica animates at once; more are answered 429."""

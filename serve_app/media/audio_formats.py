@@ -6,7 +6,7 @@ Only what is named here ever reaches a demuxer; playlists, session descriptions 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from serve_app.errors import MalformedInput
@@ -118,20 +118,13 @@ def _matroska_held(data: bytes) -> float:
 
 
 def _mp4_held(data: bytes) -> float:
-    claimed = max((end for _, end in _boxes(data)), default=0)
-    return len(data) / claimed if claimed else 0.0
-
-
-def _boxes(data: bytes) -> Iterator[tuple[int, int]]:
-    """(start, end) of each box at the top of an MP4 file; an end may lie past the file's."""
+    """By where the last of its top boxes would end."""
     at = 0
-    while at + 8 <= len(data):
+    while at + 16 <= len(data):
         size = int.from_bytes(data[at : at + 4], "big")
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")
-        elif size == 0:
-            size = len(data) - at
         if size < 8:
-            return
-        yield at, at + size
+            break  # 0: to the end of the file; less is no box
         at += size
+    return len(data) / at if at > len(data) else 1.0
