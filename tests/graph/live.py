@@ -81,10 +81,9 @@ def wait_for_replicas(deployment: str, count: int, timeout_s: float = 60) -> Non
 
 def form(image: bytes | None = None, audio: bytes | None = None) -> dict[str, Any]:
     """The files of a request; the shipped examples where none are given."""
-    return {
-        "image": ("portrait.png", image or (EXAMPLES / "portrait.png").read_bytes()),
-        "audio": ("speech.wav", audio or (EXAMPLES / "speech.wav").read_bytes()),
-    }
+    image = (EXAMPLES / "portrait.png").read_bytes() if image is None else image
+    audio = (EXAMPLES / "speech.wav").read_bytes() if audio is None else audio
+    return {"image": ("portrait.png", image), "audio": ("speech.wav", audio)}
 
 
 def animate(url: str, files: dict[str, Any], **fields: Any) -> httpx.Response:

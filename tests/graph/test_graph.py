@@ -7,6 +7,7 @@ import io
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from serve_app.media.webm_reader import ClusterReader
 
 from graph.live import (
+    EXAMPLES,
     animate,
     deploy,
     form,
@@ -27,6 +29,9 @@ from graph.live import (
     wait_for_replicas,
     with_replicas,
 )
+from media.chromium import chromium, play_stream
+from media.programs import needs
+from media.test_hostile_files import AUDIO, IMAGES
 
 SECONDS = 15.0
 
@@ -159,3 +164,32 @@ def test_more_streams_than_places_are_refused_not_stalled(graph: str) -> None:
     assert statuses.count(200) >= 8
     assert open_sessions() == 0
     assert animate(graph, form(audio=speech(1.0))).status_code == 200
+
+
+def test_hostile_files_are_refused_and_stall_nothing(graph: str) -> None:
+    good = (EXAMPLES / "portrait.png").read_bytes()
+    requests = [form(good, make()) for make, _, _ in AUDIO.values()]
+    requests += [form(make(), speech(0.5)) for make, _, _ in IMAGES.values()]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda files: animate(graph, files), requests))
+    expected = [kind.status for _, kind, _ in [*AUDIO.values(), *IMAGES.values()]]
+    assert [answer.status_code for answer in answers] == expected
+    assert {answer.headers["content-type"] for answer in answers} == {"application/problem+json"}
+    assert open_sessions() == 0
+    assert animate(graph, form(audio=speech(0.5))).status_code == 200
+
+
+@needs("chromium")
+def test_a_browser_plays_the_stream_as_it_is_made(graph: str, tmp_path: Path) -> None:
+    sound = tmp_path / "speech.wav"
+    sound.write_bytes(speech(6.0))
+    with chromium() as browser:
+        page = browser.open(f"{graph}/health")
+        playback = play_stream(
+            page, f"{graph}/animate", form={"image": EXAMPLES / "portrait.png", "audio": sound}
+        )
+    one_packet = 0.021
+    assert playback.buffered == ((0.0, pytest.approx(6.0, abs=one_packet)),)
+    assert playback.duration == pytest.approx(6.0, abs=one_packet)
+    assert playback.frames == 150
+    assert playback.playing_after < playback.ended_at
