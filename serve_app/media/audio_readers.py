@@ -92,6 +92,8 @@ def _pyav_stream(container: InputContainer) -> DecodedStream:
     if not container.streams.audio:
         raise UnsupportedMedia("there is no sound in the audio file", code="no_sound")
     stream = container.streams.audio[0]
+    if stream.codec_context is None:
+        raise UnsupportedMedia("the sound is in a codec that is not read", code="unknown_codec")
     return DecodedStream(
         stream.sample_rate,
         stream.channels,

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from serve_app.media import ebml, opus
+from serve_app.media.video_codecs import LIMITED_RANGE, MATRIX_SMPTE170M, PRIMARIES_BT709, TRANSFER_BT709
 from serve_app.types import FPS, FRAME_MS, LISTENER_RATE_HZ
 
 VIDEO_TRACK, AUDIO_TRACK = 1, 2
@@ -20,8 +21,6 @@ SEEK_PRE_ROLL_MS = 80
 POSITION_BYTES = 8
 """Fixed width of positions, so that the tables in front of the clusters have a size before a content."""
 APPLICATION = "FlashHead Serve"
-
-MATRIX_SMPTE170M, PRIMARIES_BT709, TRANSFER_BT709, LIMITED_RANGE = 6, 1, 1, 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ AUDIO: dict[str, tuple[Callable[[], bytes], type[FlashHeadError], str]] = {
     "jpeg": (lambda: picture("JPEG"), UnsupportedMedia, "not_audio"),
     "webp, which is riff too": (lambda: picture("WEBP"), UnsupportedMedia, "not_audio"),
     "webm without sound": (webm_without_sound, UnsupportedMedia, "no_sound"),
+    "codec of its own": (lambda: wav(code=0x1234), UnsupportedMedia, "unknown_codec"),
     "65535 channels": (lambda: wav(channels=65_535), OutOfRange, "audio_channels_out_of_range"),
     "9 channels": (lambda: wav(channels=9), OutOfRange, "audio_channels_out_of_range"),
     "no channels": (lambda: wav(channels=0), OutOfRange, "audio_channels_out_of_range"),
