@@ -27,7 +27,7 @@ class UploadGuard:
         self.running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self._paths:
+        if not self._guarded(scope):
             await self._app(scope, receive, send)
             return
         if (refusal := self._refusal(scope)) is not None:
@@ -38,6 +38,11 @@ class UploadGuard:
             await self._app(scope, _BoundedBody(receive, self._limits).receive, send)
         finally:
             self.running -= 1
+
+    def _guarded(self, scope: Scope) -> bool:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return False
+        return scope["path"].removeprefix(scope.get("root_path", "")) in self._paths
 
     def _refusal(self, scope: Scope) -> FlashHeadError | None:
         if self.running >= self._limits.max_streams:

@@ -22,6 +22,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from typing import TypeVar
 
 from serve_app.config import Limits
 from serve_app.errors import AtCapacity, FlashHeadError, FramesLost, ReplicaLost, SlowClient, Unavailable
@@ -31,6 +32,7 @@ from serve_app.types import ChunkCall, ContainerFormat, SessionSpec
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Deliver = Callable[[bytes], Awaitable[None]]
 Waiting = asyncio.Queue["asyncio.Task[bytes] | Exception | None"]
 """Chunks being encoded, in order; at the end ``None`` or the error that stopped their making."""
@@ -97,7 +99,8 @@ class Conductor:
 
         Raises:
             AtCapacity: no place when the session was first opened.
-            Unavailable: nothing took the session's work for ``resume_timeout_s`` after a loss.
+            Unavailable: nothing took the session's work for ``resume_timeout_s`` after a loss, or one
+                chunk lost its replica ``max_losses_per_chunk`` times.
             SlowClient: ``deliver`` took longer than ``client_stall_s``.
         """
         waiting: Waiting = asyncio.Queue(self._limits.max_waiting_clusters)
@@ -140,20 +143,40 @@ class Conductor:
         """Generate one chunk, hand its frames over exactly once, keep its snapshot."""
         before = self._snapshot
         handed_over = False
+        losses = 0
         while True:
             session = await self._opened()
             try:
                 async with aclosing(session.chunk(self._call(plan, self._epoch))) as answers:
-                    frames = await anext(answers)
+                    frames = await self._answer(anext(answers))
                     if not handed_over:
                         handed_over = True
                         await waiting.put(self._start_encoding(plan, frames, before))
                     del frames
-                    self._snapshot = await anext(answers)
+                    self._snapshot = await self._answer(anext(answers))
                 return
             except ReplicaLost as error:
-                logger.warning("session %s lost its replica: %s", self._spec.session_id, error)
-                self._session, self.phase = None, Phase.LOST
+                losses += 1
+                self._lose(plan, losses, error)
+
+    def _lose(self, plan: ChunkPlan, losses: int, error: ReplicaLost) -> None:
+        logger.warning("session %s lost its replica: %s", self._spec.session_id, error)
+        self._session, self.phase = None, Phase.LOST
+        if losses >= self._limits.max_losses_per_chunk:
+            raise Unavailable(
+                f"chunk {plan.index} lost its replica {losses} times, the last time by: {error}",
+                code="chunk_lost",
+                value=losses,
+                retry_after_s=self._limits.retry_after_s,
+            ) from error
+
+    async def _answer(self, answer: Awaitable[T]) -> T:
+        """What is awaited, within ``call_timeout_s``; past it, what was to answer counts as lost."""
+        try:
+            async with asyncio.timeout(self._limits.call_timeout_s):
+                return await answer
+        except TimeoutError:
+            raise ReplicaLost(f"no answer within {self._limits.call_timeout_s:g} s") from None
 
     def _call(self, plan: ChunkPlan, epoch: int) -> ChunkCall:
         following = self._timeline.peek(plan.index + 1)
@@ -207,7 +230,7 @@ class Conductor:
         patience = _Patience(self._clock, self._limits)
         while True:
             try:
-                return await self._encoder.encode(frames, job)
+                return await self._answer(self._encoder.encode(frames, job))
             except ReplicaLost as error:
                 await patience.wait(error)
             except FramesLost as error:
@@ -225,7 +248,7 @@ class Conductor:
             )
             try:
                 async with aclosing(session.chunk(call)) as answers:
-                    return await anext(answers)
+                    return await self._answer(anext(answers))
             except ReplicaLost as error:
                 await patience.wait(error)
             finally:

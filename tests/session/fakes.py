@@ -56,6 +56,8 @@ class ChainGenerator:
     slacks: list[float | None] = field(default_factory=list)
     before_frames: Callable[[ChunkCall], object] | None = None
     chunk_s: float = 0.0
+    stalls: set[tuple[int, int]] = field(default_factory=set)
+    """(opening, chunk index) of calls that are never answered."""
 
     async def open(self, spec: SessionSpec, epoch: int, snapshot: bytes | None) -> ChainSession:
         if self.open_faults and (fault := self.open_faults.pop(0)) is not None:
@@ -74,6 +76,8 @@ class ChainSession:
         generator.slacks.append(call.slack_s)
         state = hashlib.sha256(self._state + call.audio.samples.tobytes()).digest()
         self._fail(call, 0)
+        if (self._opening, call.index) in generator.stalls:
+            await asyncio.Event().wait()
         if generator.chunk_s:
             await asyncio.sleep(generator.chunk_s)
         if generator.before_frames is not None:
@@ -97,10 +101,15 @@ class TextEncoder:
 
     faults: dict[int, list[Exception]] = field(default_factory=dict)
     pause_s: float = 0.0
+    stalls: set[int] = field(default_factory=set)
+    """``start_ms`` of chunks whose first call is never answered."""
     done: list[int] = field(default_factory=list)
 
     async def encode(self, frames: np.ndarray | None, job: EncodeJob) -> bytes:
         await asyncio.sleep(self.pause_s)
+        if job.start_ms in self.stalls:
+            self.stalls.remove(job.start_ms)
+            await asyncio.Event().wait()
         if waiting := self.faults.get(job.start_ms):
             raise waiting.pop(0)
         digest = hashlib.sha256(frames.tobytes() if frames is not None else b"").hexdigest()[:8]

@@ -129,6 +129,25 @@ def test_a_session_gives_up_when_nothing_takes_it() -> None:
     assert clusters == undisturbed()[:2]
 
 
+def test_a_chunk_that_kills_every_replica_ends_its_session() -> None:
+    generator = ChainGenerator(faults={(opening, 2, 0): LOST for opening in range(1, 100)})
+    with pytest.raises(Unavailable, match="chunk 2 lost its replica 3 times"):
+        asyncio.run(played(conductor(generator, TextEncoder(), max_losses_per_chunk=3)))
+    assert [index for _, _, index in generator.calls].count(2) == 3
+
+
+def test_a_generator_that_does_not_answer_is_left() -> None:
+    generator = ChainGenerator(stalls={(1, 2)})
+    running = conductor(generator, TextEncoder(), call_timeout_s=0.05)
+    assert asyncio.run(played(running)) == undisturbed()
+    assert running.resumptions == 1
+
+
+def test_an_encoder_that_does_not_answer_is_called_again() -> None:
+    encoder = TextEncoder(stalls={960})
+    assert asyncio.run(played(conductor(ChainGenerator(), encoder, call_timeout_s=0.05))) == undisturbed()
+
+
 def test_an_error_arrives_after_the_clusters_made_before_it() -> None:
     generator = ChainGenerator(faults={(1, 3, 0): InternalError("planted")})
     clusters: list[bytes] = []
