@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return int(options.command(options))
-    except FlashHeadError as error:
+    except (FlashHeadError, OSError) as error:
         print(f"flashhead-serve: {error}", file=sys.stderr)
         return 1
 
@@ -144,11 +144,11 @@ async def _animate_here(options: argparse.Namespace) -> int:
 def _container(out: Path) -> Any:
     if out.suffix not in (".webm", ".mp4"):
         raise FlashHeadError(f"--out {out}: the name must end in .webm or .mp4")
+    out.parent.mkdir(parents=True, exist_ok=True)
     return out.suffix[1:]
 
 
 def _write(out: Path, video: bytes, summary: str) -> int:
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(video)
     print(f"{out}: {summary}, {len(video):,} bytes")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ Progress = Callable[[int, int], None]
 """Told the frames made so far and the frames in all."""
 
 READY_POLL_S = 0.25
+READY_ANSWER_S = 5.0
 
 
 class ServerError(FlashHeadError):
@@ -33,12 +35,9 @@ def wait_until_ready(url: str, timeout_s: float, alive: Callable[[], bool] = lam
     """
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and alive():
-        try:
-            if httpx.get(f"{url}/ready", timeout=5).status_code == httpx.codes.OK:
+        with suppress(httpx.TransportError):
+            if httpx.get(f"{url}/ready", timeout=READY_ANSWER_S).status_code == httpx.codes.OK:
                 return
-        except httpx.TransportError:
-            time.sleep(READY_POLL_S)
-            continue
         time.sleep(READY_POLL_S)
     raise Unavailable(f"{url} was not ready within {timeout_s:g} s", value=timeout_s)
 
@@ -53,28 +52,27 @@ def animate(
 
     Raises:
         ServerError: the server refused; its problem document's words.
-        Unavailable: the stream ended before its end.
+        Unavailable: the server cannot be reached, or the stream ended before its end.
     """
     streamed = fields.get("format", "webm") == "webm"
     form = {**{key: str(value) for key, value in fields.items()}, "stream": str(streamed).lower()}
     with image.open("rb") as portrait, audio.open("rb") as speech:
         files = {"image": (image.name, portrait), "audio": (audio.name, speech)}
-        timeout = httpx.Timeout(timeout_s, read=None if not streamed else timeout_s)
-        with httpx.stream("POST", f"{url}/animate", data=form, files=files, timeout=timeout) as answer:
-            if answer.status_code != httpx.codes.OK:
-                raise _server_error(answer)
-            return _collect(answer, progress) if streamed else answer.read()
+        try:
+            with httpx.stream("POST", f"{url}/animate", data=form, files=files, timeout=timeout_s) as answer:
+                if answer.status_code != httpx.codes.OK:
+                    raise _server_error(answer)
+                return _collect(answer, progress) if streamed else answer.read()
+        except httpx.TransportError as error:
+            raise Unavailable(f"{url}: {error}") from error
 
 
 def _collect(answer: httpx.Response, progress: Progress) -> bytes:
     total = int(answer.headers["x-flashhead-frames"])
     reader = ClusterReader()
-    try:
-        for piece in answer.iter_bytes():
-            reader.feed(piece)
-            progress(reader.frame_count, total)
-    except httpx.TransportError as error:
-        raise Unavailable(f"the stream broke off after {reader.frame_count} of {total} frames") from error
+    for piece in answer.iter_bytes():
+        reader.feed(piece)
+        progress(reader.frame_count, total)
     if reader.frame_count != total:
         raise Unavailable(f"the stream ended after {reader.frame_count} of {total} frames")
     return finalise_webm(reader.height, reader.width, reader.clusters, reader.valid_samples)
