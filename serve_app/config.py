@@ -44,12 +44,22 @@ class Limits(Settings):
     """A reader that takes nothing for this long while a cluster waits is closed (slow_client)."""
     resume_timeout_s: float = Field(120.0, gt=0)
     """How long a session looks for a replica after losing one before it ends."""
-    call_timeout_s: float = Field(120.0, gt=0)
-    """How long one answer about a chunk may take before what was to give it counts as lost."""
+    call_timeout_s: float = Field(150.0, gt=0)
+    """How long one answer about a chunk may take before what was to give it counts as lost. Longer than
+    ``resume_timeout_s``, which a generator may spend waiting for AudioEncoder."""
     max_losses_per_chunk: int = Field(5, ge=1)
     """How often one chunk may lose what makes it before its session ends: a chunk that kills every
     replica it is sent to must not take them all."""
     retry_after_s: int = Field(5, ge=1)
+
+    @model_validator(mode="after")
+    def _patient_calls(self) -> Limits:
+        if self.call_timeout_s <= self.resume_timeout_s:
+            raise ValueError(
+                f"call_timeout_s={self.call_timeout_s:g} must be more than"
+                f" resume_timeout_s={self.resume_timeout_s:g}"
+            )
+        return self
 
 
 class ModelSettings(Settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -19,12 +20,22 @@ MAX_ECHO = 200
 """Longest piece of a client's own value that is sent back to it, in characters."""
 
 
+class ProblemResponse(JSONResponse):
+    """A problem document in ASCII: what a client sent may hold what no other encoding can carry."""
+
+    media_type = MEDIA_TYPE
+
+    def render(self, content: Any) -> bytes:
+        """The JSON, everything beyond ASCII escaped."""
+        return json.dumps(content, ensure_ascii=True, allow_nan=False).encode("ascii")
+
+
 def problem(error: FlashHeadError, default_retry_after_s: int) -> JSONResponse:
     """The answer to an error; retryable ones say when to come back."""
     headers = {}
     if error.retryable:
         headers["Retry-After"] = str(error.retry_after_s or default_retry_after_s)
-    return JSONResponse(error.problem(), error.status, headers, media_type=MEDIA_TYPE)
+    return ProblemResponse(error.problem(), error.status, headers)
 
 
 def add_handlers(app: FastAPI, retry_after_s: int) -> None:
@@ -34,6 +45,8 @@ def add_handlers(app: FastAPI, retry_after_s: int) -> None:
         assert isinstance(error, FlashHeadError)
         if error.status >= 500:
             logger.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
+        else:
+            logger.info("%s %s: %d %s", request.method, request.url.path, error.status, error.code)
         return problem(error, retry_after_s)
 
     async def validation(request: Request, error: Exception) -> JSONResponse:
@@ -81,4 +94,4 @@ def _http_problem(error: HTTPException) -> JSONResponse:
         "detail": str(error.detail),
         "code": code,
     }
-    return JSONResponse(body, error.status_code, error.headers, media_type=MEDIA_TYPE)
+    return ProblemResponse(body, error.status_code, error.headers)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import numpy as np
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import Limits, ModelSettings
-from serve_app.deployments.handles import call_again_while_lost
+from serve_app.deployments.handles import call_until_answered
 from serve_app.deployments.logs import join_serve_logging
 from serve_app.engine.engine import Engine
 from serve_app.engine.generator import GeneratorService
@@ -39,6 +40,7 @@ class FlashHeadGenerator:
         self._audio_encoder = audio_encoder
         self._engine = self.load_engine(model)
         self._running: GeneratorService | None = None
+        self._chunks = 0
 
     @staticmethod
     def load_engine(model: ModelSettings) -> ChunkEngine:
@@ -78,8 +80,10 @@ class FlashHeadGenerator:
 
     async def chunk(self, call: ChunkCall) -> AsyncGenerator[np.ndarray | bytes, None]:
         """Two items: frames ``[frame_count, height * 3 // 2, width]`` uint8 yuv420p, then the snapshot."""
-        async for item in self._service.chunk(call):
-            yield item
+        async with aclosing(self._service.chunk(call)) as answers:
+            yield await anext(answers)
+            self._chunks += 1
+            yield await anext(answers)
 
     async def close(self, session_id: str) -> None:
         """Forget a session."""
@@ -90,8 +94,8 @@ class FlashHeadGenerator:
         return self._engine.card
 
     def record_routing_stats(self) -> dict[str, int]:
-        """Read by ``PinnedRouter``."""
-        return {"sessions": self._running.sessions if self._running else 0}
+        """Sessions open here, read by ``PinnedRouter``, and chunks whose frames were handed out."""
+        return {"sessions": self._running.sessions if self._running else 0, "chunks": self._chunks}
 
     def check_health(self) -> None:
         """Raise when the engine's thread is dead, so that Serve replaces the replica."""
@@ -99,7 +103,9 @@ class FlashHeadGenerator:
             self._running.check_health()
 
     async def _encode_audio(self, window: AudioWindow) -> np.ndarray:
-        async def call() -> np.ndarray:
-            return await self._audio_encoder.rows.remote(self._model.name, window)
-
-        return await call_again_while_lost(call, self._limits.resume_timeout_s)
+        rows: np.ndarray = await call_until_answered(
+            lambda: self._audio_encoder.rows.remote(self._model.name, window),
+            self._limits.resume_timeout_s,
+            "AudioEncoder",
+        )
+        return rows

@@ -1,16 +1,17 @@
 """Serve handles as the conductor's protocols, and what Ray's failures mean to it.
 
-Every call made here is awaited by its caller and cancelled with it; ``aclose`` of a chunk's answers
-cancels the call. Calls are made outside any Serve request context (see ``Ingress``), so that each has
-an id of its own.
+Every call made here is awaited by its caller and cancelled with it; an opening whose caller is cancelled
+is closed again once it is answered. Calls are made outside any Serve request context (see ``Attendance``),
+so that each has an id of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -20,31 +21,34 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve_app.deployments.router import any_but, pinned
-from serve_app.errors import AtCapacity, FlashHeadError, FramesLost, ReplicaLost
+from serve_app.errors import AtCapacity, FlashHeadError, FramesLost, ReplicaLost, Unavailable
 from serve_app.session.protocols import Frames
 from serve_app.types import ChunkCall, EncodeJob, Geometry, SessionSpec
 
-T = TypeVar("T")
+logger = logging.getLogger(__name__)
 CLOSE_TIMEOUT_S = 5.0
+ABANDONED_OPENING_S = 60.0
 RETRY_PAUSE_S = 0.05
 INLINE_BYTES = 100 * 1024
 """Ray's ``max_direct_call_object_size``: smaller objects never reach the object store."""
 
 
 @contextmanager
-def ray_errors() -> Iterator[None]:
-    """Turn Ray's failures into the error tree: the error the replica raised, or ``ReplicaLost``."""
+def ray_errors(*lost: type[RayError]) -> Iterator[None]:
+    """Turn Ray's failures into the error tree: the error the replica raised, or ``ReplicaLost`` for a
+    replica that died or cannot be reached and for the ``lost`` kinds. Ray's own words go to the log; they
+    name processes and addresses."""
+    gone = (ActorDiedError, ActorUnavailableError, *lost)
     try:
         yield
-    except RayTaskError as error:
+    except RayError as error:
         cause = _root_cause(error)
         if isinstance(cause, FlashHeadError):
             raise cause from None
-        if isinstance(cause, ActorDiedError | ActorUnavailableError):
-            raise ReplicaLost(str(cause)) from error
+        if isinstance(cause, gone):
+            logger.warning("a call was lost: %s", cause)
+            raise ReplicaLost(f"what served the call is gone ({type(cause).__name__})") from error
         raise
-    except (ActorDiedError, ActorUnavailableError) as error:
-        raise ReplicaLost(str(error)) from error
 
 
 def _root_cause(error: BaseException) -> BaseException:
@@ -54,21 +58,31 @@ def _root_cause(error: BaseException) -> BaseException:
     return error
 
 
-async def call_again_while_lost(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
-    """The answer of a stateless call, made again while its replica is lost, for at most ``patience_s``.
+async def answered(response: Any) -> Any:
+    """The answer of a call; the call is cancelled with its caller."""
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+
+
+async def call_until_answered(call: Callable[[], Any], patience_s: float, who: str) -> Any:
+    """The answer of a stateless call, made again while what serves it is lost, for ``patience_s`` in all.
 
     Raises:
-        ReplicaLost: still lost after that time.
+        Unavailable: no answer in that time.
     """
-    deadline = asyncio.get_running_loop().time() + patience_s
-    while True:
-        try:
-            with ray_errors():
-                return await call()
-        except ReplicaLost:
-            if asyncio.get_running_loop().time() >= deadline:
-                raise
-            await asyncio.sleep(RETRY_PAUSE_S)
+    try:
+        async with asyncio.timeout(patience_s):
+            while True:
+                try:
+                    with ray_errors(ObjectLostError):
+                        return await answered(call())
+                except ReplicaLost:
+                    await asyncio.sleep(RETRY_PAUSE_S)
+    except TimeoutError:
+        raise Unavailable(f"{who} gave no answer within {patience_s:g} s", value=patience_s) from None
 
 
 class ServeGenerator:
@@ -76,6 +90,7 @@ class ServeGenerator:
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
+        self._abandoned: set[asyncio.Task[None]] = set()
 
     async def open(self, spec: SessionSpec, epoch: int, snapshot: bytes | None) -> ServeGeneratorSession:
         """Ask replicas, the least loaded first, until one has a place.
@@ -84,6 +99,17 @@ class ServeGenerator:
             AtCapacity: none has.
             ReplicaLost: the one asked went away.
         """
+        opening = asyncio.create_task(self._open(spec, epoch, snapshot))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # Cancelling a call does not undo what its replica has done or is about to do.
+            task = asyncio.create_task(_close_once_open(opening))
+            self._abandoned.add(task)
+            task.add_done_callback(self._abandoned.discard)
+            raise
+
+    async def _open(self, spec: SessionSpec, epoch: int, snapshot: bytes | None) -> ServeGeneratorSession:
         full: set[str] = set()
         while True:
             handle = self._handle.options(session_id=any_but(full))
@@ -92,10 +118,18 @@ class ServeGenerator:
                     uid = await handle.open.remote(spec, epoch, snapshot)
             except AtCapacity as error:
                 if not error.value or error.value in full:
-                    raise
+                    raise AtCapacity("every place for a stream is taken") from error
                 full.add(error.value)
             else:
                 return ServeGeneratorSession(self._handle.options(session_id=pinned(uid)), spec.session_id)
+
+
+async def _close_once_open(opening: asyncio.Task[ServeGeneratorSession]) -> None:
+    try:
+        session = await asyncio.wait_for(opening, ABANDONED_OPENING_S)
+    except (FlashHeadError, TimeoutError):
+        return
+    await session.close()
 
 
 class ServeGeneratorSession:
@@ -109,7 +143,7 @@ class ServeGeneratorSession:
         """The frames' object reference, then the snapshot itself."""
         response = cast(DeploymentResponseGenerator, self._handle.options(stream=True).chunk.remote(call))
         try:
-            with ray_errors():
+            with ray_errors(ObjectLostError):
                 answers = await response._to_object_ref_gen()
                 yield await _produced(answers)
                 yield await (await anext(answers))
@@ -121,8 +155,8 @@ class ServeGeneratorSession:
         try:
             with ray_errors():
                 await asyncio.wait_for(self._handle.close.remote(self._session_id), CLOSE_TIMEOUT_S)
-        except (ReplicaLost, TimeoutError):
-            return
+        except (ReplicaLost, TimeoutError, RayError, RayServeException) as error:
+            logger.info("session %s could not be closed: %s", self._session_id, error)
 
 
 async def _produced(answers: ray.ObjectRefGenerator) -> ray.ObjectRef:
@@ -150,15 +184,14 @@ class ServeEncoder:
     async def encode(self, frames: Frames | None, job: EncodeJob) -> bytes:
         """See ``Encoder``."""
         with _frame_errors(), ray_errors():
-            return await self._handle.encode.remote(frames, job, *self._size)
+            cluster: bytes = await answered(self._handle.encode.remote(frames, job, *self._size))
+            return cluster
 
     async def finalise_mp4(self, chunks: Sequence[bytes], pcm48: np.ndarray) -> bytes:
         """See ``Encoder``."""
-
-        async def call() -> bytes:
-            return await self._handle.finalise_mp4.remote(chunks, pcm48, *self._size)
-
-        return await call_again_while_lost(call, self._patience_s)
+        return await call_until_answered(
+            lambda: self._handle.finalise_mp4.remote(chunks, pcm48, *self._size), self._patience_s, "Encoder"
+        )
 
 
 @contextmanager
@@ -167,8 +200,10 @@ def _frame_errors() -> Iterator[None]:
     try:
         yield
     except (ObjectLostError, RayServeException) as error:
-        raise FramesLost(f"the chunk's frames cannot be read: {error}") from error
+        logger.warning("a chunk's frames are lost: %s", error)
+        raise FramesLost("the chunk's frames cannot be read any more") from error
     except RayTaskError as error:
         if isinstance(_root_cause(error), RayError):
-            raise FramesLost(f"the chunk's frames cannot be read: {error}") from error
+            logger.warning("a chunk's frames are lost: %s", error)
+        raise FramesLost("the chunk's frames cannot be read any more") from error
         raise

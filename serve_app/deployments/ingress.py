@@ -33,7 +33,8 @@ class ServeBackend:
         self, limits: Limits, generators: Mapping[str, DeploymentHandle], encoder: DeploymentHandle
     ) -> None:
         self.limits = limits
-        self._generators = generators
+        self._handles = generators
+        self._generators = {model: ServeGenerator(handle) for model, handle in generators.items()}
         self._encoder = encoder
         self._decoder = UploadDecoder(limits)
         self._cards: dict[str, ModelCard] = {}
@@ -42,7 +43,7 @@ class ServeBackend:
     @property
     def served(self) -> tuple[str, ...]:
         """See ``Backend``."""
-        return tuple(self._generators)
+        return tuple(self._handles)
 
     def cards(self) -> Mapping[str, ModelCard]:
         """See ``Backend``."""
@@ -55,7 +56,7 @@ class ServeBackend:
             raise Unavailable(f"model {model} is still loading", code="not_ready", value=model)
         return Stage(
             card=card,
-            generator=ServeGenerator(self._generators[model]),
+            generator=self._generators[model],
             encoder=ServeEncoder(self._encoder, card.geometry, self.limits.resume_timeout_s),
             decoder=self._decoder,
             clock=MonotonicClock(),
@@ -65,7 +66,7 @@ class ServeBackend:
     async def start(self) -> None:
         """Start the decode workers and ask each model's generator what it is."""
         await self._decoder.start()
-        for model, handle in self._generators.items():
+        for model, handle in self._handles.items():
             task = asyncio.create_task(self._load(model, handle), context=contextvars.Context())
             self._loading.append(task)
 

@@ -14,23 +14,20 @@ holds the contract.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ray import serve
-from ray.serve._private.common import RequestProtocol, RunningReplicaInfo
+from ray.serve._private.common import RequestMetadata, RequestProtocol, RunningReplicaInfo
 from ray.serve._private.constants import RAY_SERVE_ENABLE_DIRECT_INGRESS
 from ray.serve._private.replica_result import ActorReplicaResult, ReplicaResult
 from ray.serve._private.request_router.common import PendingRequest
 from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve._private.request_router.replica_wrapper import RunningReplica
+from ray.serve._private.utils import generate_request_id
 from ray.serve.context import _get_serve_request_context
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from serve_app.deployments.router import by_uid, pinned
 
 WINDOW = 2
 """Response messages on their way to the client before ``send`` waits."""
@@ -58,14 +55,6 @@ class ReadResult(ActorReplicaResult):
 class IngressRouter(PowerOfTwoChoicesRequestRouter):
     """Serve's own choice of ingress replica, with reports to it of what the proxy passed on."""
 
-    async def _choose_replica_for_request(
-        self, pending_request: PendingRequest, *, is_retry: bool = False
-    ) -> RunningReplica:
-        """The replica a report is for, otherwise one of two."""
-        if uid := pending_request.metadata.session_id:
-            return by_uid(self, uid)
-        return await super()._choose_replica_for_request(pending_request, is_retry=is_retry)
-
     def create_replica_wrapper(self, replica_info: RunningReplicaInfo) -> RunningReplica:
         """A replica whose proxied HTTP responses report to it."""
         return _ReportedReplica(replica_info)
@@ -81,13 +70,11 @@ class _ReportedReplica(RunningReplica):
         return result
 
     def _reporter(self, request_id: str) -> Callable[[int], None]:
-        deployment = self.replica_id.deployment_id
-        ingress = serve.get_deployment_handle(deployment.name, deployment.app_name)
-        passed = ingress.options(session_id=pinned(self.replica_id.unique_id)).passed
+        """Reports go to this very replica, which may be draining and known to no router any more."""
 
         def report(bodies: int) -> None:
-            # In the client's request context the report would itself be sent as an HTTP request.
-            contextvars.Context().run(passed.remote, request_id, bodies)
+            call = RequestMetadata(request_id, generate_request_id(), call_method="passed")
+            self._actor_handle.handle_request.remote(pickle.dumps(call), request_id, bodies)
 
         return report
 

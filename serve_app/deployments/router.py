@@ -7,14 +7,15 @@ at once (measured with Ray 2.60). This one chooses in the caller's own coroutine
 queue router does, through ``RequestRouter._choose_replica_for_request``, which is private: ray is
 pinned and a test holds the contract.
 
-``session_id`` of the handle carries the wish: ``""`` any replica, ``"<uid>"`` that one,
-``"!<uid>,<uid>"`` any but those.
+``session_id`` of the handle carries the wish: see ``pinned`` and ``any_but``. Without one any replica
+will do.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import time
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,32 +26,23 @@ from ray.serve.request_router import RequestRouter
 
 from serve_app.errors import AtCapacity, ReplicaLost
 
-EXCLUDE = "!"
+PIN, EXCLUDE = "=", "!"
+PLACED_MEMORY_S = 3.0
+"""How long a placement counts on top of a replica's report: longer than the report takes to include it,
+short enough that what ended unseen between two reports is forgotten."""
 REJECTED_PAUSE_S = 0.02
 """Pause before a replica that refused a call for its ``max_ongoing_requests`` is asked again."""
 
 
 def pinned(replica_uid: str) -> str:
     """The ``session_id`` that reaches one replica."""
-    return replica_uid
+    return PIN + replica_uid
 
 
 def any_but(replica_uids: Iterable[str]) -> str:
     """The ``session_id`` that reaches the least loaded replica outside ``replica_uids``."""
     uids = ",".join(sorted(replica_uids))
     return EXCLUDE + uids if uids else ""
-
-
-def by_uid(router: RequestRouter, uid: str) -> RunningReplica:
-    """The running replica with that id.
-
-    Raises:
-        ReplicaLost: it is gone or draining.
-    """
-    for replica_id, replica in router.curr_replicas.items():
-        if replica_id.unique_id == uid:
-            return replica
-    raise ReplicaLost(f"replica {uid} no longer takes calls", value=uid)
 
 
 class PinnedRouter(RequestRouter):
@@ -63,7 +55,7 @@ class PinnedRouter(RequestRouter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._placed: Counter[str] = Counter()
+        self._placed: defaultdict[str, list[float]] = defaultdict(list)
         self._reports: dict[str, dict[str, Any]] = {}
 
     async def _choose_replica_for_request(
@@ -78,11 +70,18 @@ class PinnedRouter(RequestRouter):
         if is_retry:
             await asyncio.sleep(REJECTED_PAUSE_S)
         wish = pending_request.metadata.session_id
-        if wish and not wish.startswith(EXCLUDE):
-            return by_uid(self, wish)
+        if wish.startswith(PIN):
+            return self._pinned(wish.removeprefix(PIN))
         await self._some_replica()
         replica = self._least_loaded(set(wish.removeprefix(EXCLUDE).split(",")))
-        self._placed[replica.replica_id.unique_id] += 1
+        if pending_request.metadata.call_method == "open":
+            self._placed[replica.replica_id.unique_id].append(time.monotonic())
+        return replica
+
+    def _pinned(self, uid: str) -> RunningReplica:
+        replica = self._by_uid().get(uid)
+        if replica is None:
+            raise ReplicaLost("the replica that holds the session takes no more calls", value=uid)
         return replica
 
     async def _some_replica(self) -> None:
@@ -91,7 +90,7 @@ class PinnedRouter(RequestRouter):
             await self._replicas_updated_event.wait()
 
     def _least_loaded(self, excluded: set[str]) -> RunningReplica:
-        candidates = {uid: replica for uid, replica in self._uids().items() if uid not in excluded}
+        candidates = {uid: replica for uid, replica in self._by_uid().items() if uid not in excluded}
         if not candidates:
             raise AtCapacity(f"all {len(self.curr_replicas)} generator replicas are full")
         return candidates[min(candidates, key=lambda uid: (self._load(uid, candidates[uid]), uid))]
@@ -100,16 +99,18 @@ class PinnedRouter(RequestRouter):
         report = replica.routing_stats
         if report != self._reports.get(uid):
             self._reports[uid] = report
-            self._placed[uid] = 0
-        return int(report.get("sessions", 0)) + self._placed[uid]
+            self._placed[uid] = []
+        recent = time.monotonic() - PLACED_MEMORY_S
+        self._placed[uid] = [placed for placed in self._placed[uid] if placed > recent]
+        return int(report.get("sessions", 0)) + len(self._placed[uid])
 
-    def _uids(self) -> dict[str, RunningReplica]:
+    def _by_uid(self) -> dict[str, RunningReplica]:
         return {replica_id.unique_id: replica for replica_id, replica in self.curr_replicas.items()}
 
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Forget what was counted for replicas that left."""
         super().update_replicas(replicas)
-        for uid in set(self._placed) - set(self._uids()):
+        for uid in set(self._placed) - set(self._by_uid()):
             del self._placed[uid]
             self._reports.pop(uid, None)
 

@@ -37,6 +37,7 @@ Deliver = Callable[[bytes], Awaitable[None]]
 Waiting = asyncio.Queue["asyncio.Task[bytes] | Exception | None"]
 """Chunks being encoded, in order; at the end ``None`` or the error that stopped their making."""
 
+AGAIN_EPOCH = 1
 RETRY_PAUSE_S = 0.1
 """Pause before a call is made again; a dead replica is known to its routers within tens of ms."""
 
@@ -170,22 +171,23 @@ class Conductor:
                 retry_after_s=self._limits.retry_after_s,
             ) from error
 
-    async def _answer(self, answer: Awaitable[T]) -> T:
-        """What is awaited, within ``call_timeout_s``; past it, what was to answer counts as lost."""
+    async def _answer(self, answer: Awaitable[T], timeout_s: float | None = None) -> T:
+        """What is awaited, within ``call_timeout_s`` or ``timeout_s``; past it, what was to answer counts as
+        lost."""
+        timeout_s = timeout_s or self._limits.call_timeout_s
         try:
-            async with asyncio.timeout(self._limits.call_timeout_s):
+            async with asyncio.timeout(timeout_s):
                 return await answer
         except TimeoutError:
-            raise ReplicaLost(f"no answer within {self._limits.call_timeout_s:g} s") from None
+            raise ReplicaLost(f"no answer within {timeout_s:g} s") from None
 
     def _call(self, plan: ChunkPlan, epoch: int) -> ChunkCall:
-        following = self._timeline.peek(plan.index + 1)
         return ChunkCall(
             session_id=self._spec.session_id,
             epoch=epoch,
             index=plan.index,
             audio=plan.audio,
-            next_audio=following.audio if following else None,
+            next_audio=self._timeline.audio(plan.index + 1),
             first_frame=plan.first_frame,
             frame_count=plan.frame_count,
             final=plan.final,
@@ -203,17 +205,21 @@ class Conductor:
     async def _opened(self) -> GeneratorSession:
         if self._session is None:
             self._epoch += 1
-            self._session = await self._open(self._spec, self._snapshot, patient=self.phase is Phase.LOST)
+            lost = self.phase is Phase.LOST
+            self._session = await self._open(self._spec, self._epoch, self._snapshot, patient=lost)
             self.resumptions += self.phase is Phase.LOST
             self.phase = Phase.RUNNING
         return self._session
 
-    async def _open(self, spec: SessionSpec, snapshot: bytes | None, patient: bool) -> GeneratorSession:
+    async def _open(
+        self, spec: SessionSpec, epoch: int, snapshot: bytes | None, patient: bool
+    ) -> GeneratorSession:
         """Place a session; a ``patient`` one waits for a place, a new one is told there is none."""
         patience = _Patience(self._clock, self._limits)
         while True:
             try:
-                return await self._generator.open(spec, self._epoch, snapshot)
+                opening = self._generator.open(spec, epoch, snapshot)
+                return await self._answer(opening, self._limits.resume_timeout_s)
             except (ReplicaLost, AtCapacity) as error:
                 if isinstance(error, AtCapacity) and not patient:
                     raise
@@ -242,9 +248,9 @@ class Conductor:
         spec = replace(self._spec, session_id=f"{self._spec.session_id}.again{plan.index}")
         patience = _Patience(self._clock, self._limits)
         while True:
-            session = await self._open(spec, before, patient=True)
+            session = await self._open(spec, AGAIN_EPOCH, before, patient=True)
             call = replace(
-                self._call(plan, self._epoch), session_id=spec.session_id, next_audio=None, final=True
+                self._call(plan, AGAIN_EPOCH), session_id=spec.session_id, next_audio=None, final=True
             )
             try:
                 async with aclosing(session.chunk(call)) as answers:

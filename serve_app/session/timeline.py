@@ -70,8 +70,8 @@ class Timeline(Protocol):
         """Chunk ``index`` once it is known, ``None`` past the last."""
         ...
 
-    def peek(self, index: int) -> ChunkPlan | None:
-        """Chunk ``index`` if it is known now."""
+    def audio(self, index: int) -> AudioSlice | None:
+        """The speech of chunk ``index`` if it is known now."""
         ...
 
 
@@ -126,7 +126,7 @@ class ClipTimeline:
         return self.peek(index)
 
     def peek(self, index: int) -> ChunkPlan | None:
-        """See ``Timeline``; every chunk of a clip is known from the start."""
+        """``plan`` without waiting: every chunk of a clip is known from the start."""
         if index >= len(self):
             return None
         start, end = self._bounds[index], self._bounds[index + 1]
@@ -134,7 +134,7 @@ class ClipTimeline:
         whole = self._mode == "once" and index == 0
         return ChunkPlan(
             index=index,
-            audio=self._audio(index, start, end),
+            audio=self._audio(index),
             first_frame=0 if whole else self._geometry.motion_frames,
             frame_count=end - start,
             start_ms=start * FRAME_MS,
@@ -143,8 +143,13 @@ class ClipTimeline:
             final=index == len(self) - 1,
         )
 
-    def _audio(self, index: int, start: int, end: int) -> AudioSlice:
+    def audio(self, index: int) -> AudioSlice | None:
+        """See ``Timeline``."""
+        return self._audio(index) if index < len(self) else None
+
+    def _audio(self, index: int) -> AudioSlice:
         if self._mode == "stream":
+            start, end = self._bounds[index], self._bounds[index + 1]
             return AudioSlice(self._pcm16[start * MODEL_SAMPLES_PER_FRAME : end * MODEL_SAMPLES_PER_FRAME])
         clip_frames = len(self._pcm16) // MODEL_SAMPLES_PER_FRAME
         row = index * self._geometry.slice_frames

@@ -37,10 +37,11 @@ def assert_problem(answer: httpx.Response, status: int, code: str) -> dict[str, 
 
 
 def idle(backend: FakeBackend) -> bool:
-    """Whether every opened session was closed again, soon."""
+    """Whether sessions were opened and every one was closed again, soon."""
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
-        if sorted(name for name, _, _ in backend.generator.opened) == sorted(backend.generator.closed):
+        opened = sorted(name for name, _, _ in backend.generator.opened)
+        if opened and opened == sorted(backend.generator.closed):
             return True
         time.sleep(0.01)
     return False
@@ -106,6 +107,23 @@ def test_a_parameter_out_of_range_is_named(backend: FakeBackend, fields: dict[st
     with serving(backend) as url:
         body = assert_problem(animate(url, **fields), 422, code)
     assert body["value"] is not None and body["accepted"]
+
+
+@pytest.mark.parametrize("charset", ["unicode_escape", "utf-7"])
+def test_a_value_no_answer_could_carry_is_refused_all_the_same(backend: FakeBackend, charset: str) -> None:
+    value = {"unicode_escape": "\\ud800", "utf-7": "+2AA-"}[charset]
+    parts = "".join(
+        f'--x\r\nContent-Disposition: form-data; name="{name}"{extra}\r\n\r\n{content}\r\n'
+        for name, extra, content in (
+            ("model", "", value),
+            ("image", '; filename="p.png"', "png"),
+            ("audio", '; filename="s.wav"', "1.0"),
+        )
+    )
+    headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+    with serving(backend) as url:
+        answer = httpx.post(f"{url}/animate", content=f"{parts}--x--\r\n".encode(), headers=headers)
+    assert_problem(answer, 422, "unknown_model")
 
 
 @pytest.mark.parametrize("missing", ["image", "audio"])

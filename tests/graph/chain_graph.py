@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import Limits
 from serve_app.deployments.handles import ServeEncoder, ServeGenerator
+from serve_app.deployments.router import pinned
 from serve_app.errors import AtCapacity, FramesLost, OutOfRange, ReplicaLost
 from serve_app.session.clock import MonotonicClock
 from serve_app.session.conductor import Conductor
@@ -139,7 +140,7 @@ class Front:
 
     async def lost(self) -> str:
         try:
-            await self._handle.options(session_id="gone").sessions.remote()
+            await self._handle.options(session_id=pinned("gone")).sessions.remote()
         except ReplicaLost as error:
             return str(error.value)
         return "none"

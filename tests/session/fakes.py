@@ -55,11 +55,15 @@ class ChainGenerator:
     closed: list[str] = field(default_factory=list)
     slacks: list[float | None] = field(default_factory=list)
     before_frames: Callable[[ChunkCall], object] | None = None
+    opens: bool = True
+    """Whether ``open`` is ever answered."""
     chunk_s: float = 0.0
     stalls: set[tuple[int, int]] = field(default_factory=set)
     """(opening, chunk index) of calls that are never answered."""
 
     async def open(self, spec: SessionSpec, epoch: int, snapshot: bytes | None) -> ChainSession:
+        if not self.opens:
+            await asyncio.Event().wait()
         if self.open_faults and (fault := self.open_faults.pop(0)) is not None:
             raise fault
         self.opened.append((spec.session_id, epoch, snapshot))

@@ -23,6 +23,8 @@ from session.fakes import (
     speech,
 )
 
+HASTY = {"call_timeout_s": 0.05, "resume_timeout_s": 0.04}
+
 
 def conductor(
     generator: ChainGenerator,
@@ -138,14 +140,20 @@ def test_a_chunk_that_kills_every_replica_ends_its_session() -> None:
 
 def test_a_generator_that_does_not_answer_is_left() -> None:
     generator = ChainGenerator(stalls={(1, 2)})
-    running = conductor(generator, TextEncoder(), call_timeout_s=0.05)
+    running = conductor(generator, TextEncoder(), **HASTY)
     assert asyncio.run(played(running)) == undisturbed()
     assert running.resumptions == 1
 
 
 def test_an_encoder_that_does_not_answer_is_called_again() -> None:
     encoder = TextEncoder(stalls={960})
-    assert asyncio.run(played(conductor(ChainGenerator(), encoder, call_timeout_s=0.05))) == undisturbed()
+    assert asyncio.run(played(conductor(ChainGenerator(), encoder, **HASTY))) == undisturbed()
+
+
+def test_a_graph_without_replicas_is_given_up() -> None:
+    generator = ChainGenerator(opens=False)
+    with pytest.raises(Unavailable):
+        asyncio.run(played(conductor(generator, TextEncoder(), **HASTY)))
 
 
 def test_an_error_arrives_after_the_clusters_made_before_it() -> None:
