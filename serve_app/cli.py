@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return int(options.command(options))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except (FlashHeadError, OSError) as error:
         print(f"flashhead-serve: {error}", file=sys.stderr)
         return 1
@@ -88,6 +90,7 @@ def _serve(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from serve_app.client.server import running_server
 
+    _container(options.out)
     log = options.out.with_suffix(".log")
     print(f"starting the graph of {options.config}; its log is {log}", flush=True)
     with running_server(options.config, options.host, options.port, START_TIMEOUT_S, log) as url:

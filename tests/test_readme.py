@@ -99,7 +99,6 @@ def test_server_starts(command: str) -> None:
 
 @pytest.mark.parametrize("command", [c for c in commands() if c not in SERVERS and c != "make run"])
 def test_command_does_what_it_says(server: None, command: str) -> None:
-    (ROOT / "out").mkdir(exist_ok=True)
     for output in outputs(command):
         output.unlink(missing_ok=True)
     result = run(command)

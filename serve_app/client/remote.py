@@ -34,12 +34,25 @@ def wait_until_ready(url: str, timeout_s: float, alive: Callable[[], bool] = lam
         Unavailable: it did not within ``timeout_s``, or ``alive`` said that the server is gone.
     """
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline and alive():
+    while time.monotonic() < deadline:
+        if not alive():
+            raise Unavailable(f"the server of {url} ended before it was ready")
         with suppress(httpx.TransportError):
             if httpx.get(f"{url}/ready", timeout=READY_ANSWER_S).status_code == httpx.codes.OK:
                 return
         time.sleep(READY_POLL_S)
     raise Unavailable(f"{url} was not ready within {timeout_s:g} s", value=timeout_s)
+
+
+def is_answering(url: str) -> bool:
+    """Whether any server listens at ``url``."""
+    try:
+        httpx.get(url, timeout=READY_ANSWER_S)
+    except httpx.ConnectError:
+        return False
+    except httpx.TransportError:
+        return True
+    return True
 
 
 def animate(

@@ -14,22 +14,19 @@ from typing import Any
 
 import yaml
 
-from serve_app.client.remote import wait_until_ready
-from serve_app.errors import FlashHeadError
+from serve_app.client.remote import is_answering, wait_until_ready
+from serve_app.errors import FlashHeadError, Unavailable
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
 STOP_TIMEOUT_S = 60.0
 
 
 def run_server(config: Path, host: str | None, port: int | None) -> int:
-    """Serve until interrupted; the exit status of Serve."""
+    """Serve until interrupted or terminated; the exit status of Serve."""
     with _config_file(config, host, port) as (file, url):
         print(f"starting the graph of {config} on {url}", flush=True)
-        process = _start(file)
-        try:
+        with _server(file) as process:
             return process.wait()
-        except KeyboardInterrupt:
-            return process.wait(STOP_TIMEOUT_S)
 
 
 @contextmanager
@@ -39,27 +36,36 @@ def running_server(
     """The URL of a graph started for the time of the context, ready to animate; its output is in ``log``.
 
     Raises:
-        Unavailable: it was not ready within ``start_timeout_s``.
+        Unavailable: the port is taken, or the graph was not ready within ``start_timeout_s``.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
     with _config_file(config, host, port) as (file, url), log.open("wb") as output:
-        process = _start(file, start_new_session=True, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            wait_until_ready(url, start_timeout_s, alive=lambda: process.poll() is None)
-            yield url
-        finally:
-            process.send_signal(signal.SIGINT)
+        if is_answering(url):
+            raise Unavailable(f"{url} is taken by another server; choose another --port", value=url)
+        with _server(file, stdout=output, stderr=subprocess.STDOUT) as process:
             try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                wait_until_ready(url, start_timeout_s, alive=lambda: process.poll() is None)
+            except Unavailable as error:
+                raise Unavailable(f"{error}; its log is {log}") from error
+            yield url
 
 
-def _start(config: Path, **options: Any) -> subprocess.Popen[bytes]:
+@contextmanager
+def _server(config: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Serve running ``config``. It has a session of its own, so that an interrupt from the terminal comes
+    from here alone, once, and it can shut its replicas down in order."""
     environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", **os.environ}
     command = [str(Path(sys.executable).with_name("serve")), "run", str(config)]
-    return subprocess.Popen(command, env=environment, **options)
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **options)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @contextmanager

@@ -57,8 +57,8 @@ def graph(url: str) -> Iterator[str]:
     """The URL of the shipped graph with two replicas of everything but the ingress."""
     from ray import serve
 
-    from graph.live import deploy, shipped_config, with_replicas
+    from graph.live import deploy, hasty_config, with_replicas
 
-    deploy(with_replicas(shipped_config(), AudioEncoder=2, FlashHeadGenerator=2, Encoder=2), url)
+    deploy(with_replicas(hasty_config(), AudioEncoder=2, FlashHeadGenerator=2, Encoder=2), url)
     yield url
     serve.delete("flashhead")

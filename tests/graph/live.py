@@ -27,6 +27,13 @@ def shipped_config() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "configs" / "serve.yaml").read_text())
 
 
+def hasty_config() -> dict[str, Any]:
+    """The shipped config with little patience for a reader that does not read."""
+    config = shipped_config()
+    config["applications"][0]["args"]["limits"]["client_stall_s"] = 3
+    return config
+
+
 def with_replicas(config: dict[str, Any], **counts: int) -> dict[str, Any]:
     """The config with a fixed number of replicas for deployments whose name begins so."""
     changed = copy.deepcopy(config)
@@ -47,12 +54,13 @@ def deploy(config: dict[str, Any], url: str) -> None:
 
 def replicas(deployment: str) -> list[psutil.Process]:
     """Processes of a deployment's replicas, the oldest first; names as in the config."""
-    title = f"ray::ServeReplica:flashhead:{deployment}"
-    found = [p for p in psutil.process_iter(["cmdline"]) if _title(p).startswith(title)]
+    beginning = f"ray::ServeReplica:flashhead:{deployment}"
+    found = [process for process in psutil.process_iter() if title(process).startswith(beginning)]
     return sorted(found, key=lambda process: process.create_time())
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process) -> str:
+    """A process's command line, as Ray sets it; empty for one that is gone."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
@@ -65,10 +73,23 @@ def kill(process: psutil.Process) -> None:
     process.wait(10)
 
 
-def open_sessions(model: str = "tiny") -> int:
-    """Sessions open on all of a model's generator replicas."""
-    handle = serve.get_deployment_handle(f"FlashHeadGenerator-{model}", "flashhead")
-    return sum(stats["sessions"] for stats in handle.broadcast("record_routing_stats").results(timeout_s=10))
+def generator_stats() -> list[dict[str, int]]:
+    """What each generator replica reports: sessions open, chunks made."""
+    handle = serve.get_deployment_handle("FlashHeadGenerator-tiny", "flashhead")
+    return handle.broadcast("record_routing_stats").results(timeout_s=10)
+
+
+def open_sessions() -> int:
+    """Sessions open on all generator replicas."""
+    return sum(stats["sessions"] for stats in generator_stats())
+
+
+def wait_for_sessions(count: int, timeout_s: float = 30) -> None:
+    """Until that many sessions are open."""
+    deadline = time.monotonic() + timeout_s
+    while open_sessions() != count:
+        assert time.monotonic() < deadline, f"{open_sessions()} sessions, not {count}"
+        time.sleep(0.05)
 
 
 def wait_for_replicas(deployment: str, count: int, timeout_s: float = 60) -> None:
