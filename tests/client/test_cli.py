@@ -85,6 +85,16 @@ def test_a_server_that_refuses_is_quoted(tmp_path: Path, capsys: pytest.CaptureF
     assert "429 at_capacity" in said(capsys)
 
 
+def test_a_demo_does_not_mistake_another_server_for_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(FakeBackend()) as url:
+        files = ["--image", str(PORTRAIT), "--audio", str(SPEECH), "--out", str(tmp_path / "demo.webm")]
+        config = ["--config", str(ROOT / "configs" / "serve.yaml"), "--port", url.rpartition(":")[2]]
+        assert main(["demo", *files, *config]) == 1
+    assert "taken by another server" in said(capsys)
+
+
 def test_check_weights_says_what_is_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["check-weights", str(ROOT / "serve_app" / "checkpoints" / "tiny")]) == 0
     assert "tiny" in capsys.readouterr().out

@@ -140,6 +140,21 @@ def test_scaling_down_under_streams_changes_no_byte(graph: str) -> None:
     wait_for_replicas("FlashHeadGenerator-tiny", 2)
 
 
+def test_an_ingress_that_is_replaced_ends_its_streams_first(graph: str) -> None:
+    files = form(audio=speech(3 * SECONDS))
+    undisturbed = animate(graph, files).content
+    config = with_replicas(hasty_config(), AudioEncoder=2, FlashHeadGenerator=2, Encoder=2)
+    [ingress] = [d for d in config["applications"][0]["deployments"] if d["name"] == "Ingress"]
+    ingress["ray_actor_options"]["num_cpus"] = 0.11
+    [old] = replicas("Ingress")
+    with ThreadPoolExecutor() as pool:
+        stream = pool.submit(animate, graph, files)
+        wait_for_sessions(1)
+        deploy(config, graph)
+        assert stream.result().content == undisturbed
+    old.wait(60)
+
+
 @pytest.mark.parametrize("stream", ["true", "false"])
 def test_a_client_that_vanishes_leaves_nothing_running(graph: str, stream: str) -> None:
     with asking(graph, stream=stream):
