@@ -94,7 +94,7 @@ def test_make_run_writes_the_demo() -> None:
 @pytest.mark.parametrize("command", sorted(SERVERS - {"make serve"}))
 def test_server_starts(command: str) -> None:
     with running(command):
-        pass
+        assert httpx.get(f"{URL}/ready").json() == {"status": "ready"}
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c not in SERVERS and c != "make run"])

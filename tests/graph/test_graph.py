@@ -160,12 +160,14 @@ def test_a_client_that_vanishes_leaves_nothing_running(graph: str, stream: str) 
     with asking(graph, stream=stream):
         wait_for_sessions(1)
     wait_for_sessions(0, timeout_s=10)
+    assert open_sessions() == 0
 
 
 def test_a_reader_that_does_not_read_loses_its_session(graph: str) -> None:
     with asking(graph):
         wait_for_sessions(1)
         wait_for_sessions(0, timeout_s=60)
+        assert open_sessions() == 0
 
 
 def test_a_client_may_name_its_own_session(graph: str) -> None:
