@@ -199,11 +199,8 @@ def _frame_errors() -> Iterator[None]:
     """Failures of the frames an encode call was given, as opposed to failures of the encoder."""
     try:
         yield
-    except (ObjectLostError, RayServeException) as error:
+    except (ObjectLostError, RayServeException, RayTaskError) as error:
+        if isinstance(error, RayTaskError) and not isinstance(_root_cause(error), RayError):
+            raise
         logger.warning("a chunk's frames are lost: %s", error)
         raise FramesLost("the chunk's frames cannot be read any more") from error
-    except RayTaskError as error:
-        if isinstance(_root_cause(error), RayError):
-            logger.warning("a chunk's frames are lost: %s", error)
-        raise FramesLost("the chunk's frames cannot be read any more") from error
-        raise

@@ -138,6 +138,15 @@ class Front:
             return str(error)
         return "none"
 
+    async def encoder_defect(self) -> str:
+        """What an encode call says that fails in the encoder itself."""
+        job = EncodeJob(0, 24, np.zeros(1, np.float32), 1, False)
+        try:
+            await self._encoder.encode(None, job)
+        except AssertionError as error:
+            return type(error).__name__
+        return "none"
+
     async def lost(self) -> str:
         try:
             await self._handle.options(session_id=pinned("gone")).sessions.remote()

@@ -50,6 +50,10 @@ def test_frames_that_died_are_told_from_a_dead_encoder(front: DeploymentHandle) 
     assert "cannot be read" in front.lost_frames.remote().result(timeout_s=30)
 
 
+def test_a_defect_of_the_encoder_is_not_taken_for_lost_frames(front: DeploymentHandle) -> None:
+    assert front.encoder_defect.remote().result(timeout_s=30) == "RayTaskError(AssertionError)"
+
+
 def test_concurrent_sessions_keep_to_their_replicas(front: DeploymentHandle) -> None:
     names = ["a", "bb", "ccc", "dddd"]
     alone = [front.play.remote(name, 5.0).result(timeout_s=60)[0] for name in names]
