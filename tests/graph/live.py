@@ -55,8 +55,12 @@ def deploy(config: dict[str, Any], url: str) -> None:
 def replicas(deployment: str) -> list[psutil.Process]:
     """Processes of a deployment's replicas, the oldest first; names as in the config."""
     beginning = f"ray::ServeReplica:flashhead:{deployment}"
-    found = [process for process in psutil.process_iter() if title(process).startswith(beginning)]
-    return sorted(found, key=lambda process: process.create_time())
+    return sorted(processes(beginning), key=lambda process: process.create_time())
+
+
+def processes(beginning: str) -> list[psutil.Process]:
+    """Processes of the tests' own Ray instance whose title begins so."""
+    return [p for p in psutil.Process().children(recursive=True) if title(p).startswith(beginning)]
 
 
 def title(process: psutil.Process) -> str:

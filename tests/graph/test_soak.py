@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from graph.live import animate, form, replicas, title
+from graph.live import animate, form, processes, replicas
 from graph.test_graph import speech
 
 WARM_UP, REQUESTS = 40, 200
@@ -22,7 +22,7 @@ def memory_mb(process: psutil.Process) -> float:
 
 def measure() -> dict[str, float]:
     """Private megabytes of the proxy, and of each deployment's replicas with their decode workers."""
-    proxies = [process for process in psutil.process_iter() if title(process).startswith("ray::ProxyActor")]
+    proxies = processes("ray::ProxyActor")
     assert proxies
     return {"proxy": sum(memory_mb(proxy) for proxy in proxies)} | {
         name: sum(memory_mb(p) for replica in replicas(name) for p in [replica, *replica.children()])
