@@ -10,7 +10,7 @@ import pytest
 from graph.live import animate, form, processes, replicas
 from graph.test_graph import speech
 
-WARM_UP, REQUESTS = 40, 200
+WARM_UP, REQUESTS = 120, 200
 ALLOWED_GROWTH = 0.05
 DEPLOYMENTS = ["Ingress", "AudioEncoder", "FlashHeadGenerator-tiny", "Encoder"]
 
