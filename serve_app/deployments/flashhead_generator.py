@@ -39,15 +39,14 @@ class FlashHeadGenerator:
         self._limits = limits
         self._audio_encoder = audio_encoder
         self._engine = self.load_engine(model)
+        self._chunk_s = self._engine.warm_up()
         self._running: GeneratorService | None = None
         self._chunks = 0
 
     @staticmethod
     def load_engine(model: ModelSettings) -> ChunkEngine:
-        """A loaded and warm engine; another kind of engine is served by overriding this."""
-        engine = Engine.load(model)
-        engine.warm_up()
-        return engine
+        """A loaded engine; another kind of engine is served by overriding this."""
+        return Engine.load(model)
 
     @property
     def _service(self) -> GeneratorService:

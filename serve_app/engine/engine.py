@@ -7,7 +7,7 @@ holds states as values. Not to be used by two threads at once. Source: FlashHead
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -26,6 +26,7 @@ from serve_app.engine.row import ChunkRow, delivered_end, first_coloured
 from serve_app.engine.sampler import SOLVERS, guided, schedule
 from serve_app.engine.silence import silent_call, silent_spec
 from serve_app.engine.state import SessionState, portrait_digest, spec_digest
+from serve_app.engine.warm_up import until_steady
 from serve_app.engine.yuv import to_uint8, yuv420p
 from serve_app.errors import StaleCall
 from serve_app.model.audio_features import window_index
@@ -227,21 +228,32 @@ class Engine:
             for made, row in zip(frames, rows, strict=True)
         ]
 
-    def warm_up(self) -> None:
-        """Make a silent chunk with every number of rows, so that no session waits for kernels to be
-        chosen or compiled."""
-        state, reference = self.open(silent_spec(self.card))
-        call = silent_call(self.geometry)
-        window, _ = audio_cache.window(state.audio_cache, call.audio, self.geometry)
-        features = np.zeros((window.end_row - window.first_row, *self.feature_shape), np.float32)
-        for rows in range(1, self._max_rows + 1):
-            self.step([state] * rows, [reference] * rows, [features] * rows, [call] * rows)
-        self.synchronise()
+    def warm_up(self) -> float:
+        """Make silent chunks with every number of rows until their times agree, so that no session waits
+        for kernels to be chosen or compiled. Seconds of a whole chunk alone, from begin to advance."""
+        for rows in range(self._max_rows, 0, -1):
+            chunks = self._silent_chunks(rows)
+            seconds = until_steady(partial(next, chunks))
+        return min(seconds[-2:])
 
     def synchronise(self) -> None:
         """Wait until the device has done what it was given; raises what went wrong there."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def _silent_chunks(self, rows: int) -> Iterator[None]:
+        """A session in which nothing is said, ``rows`` times side by side: one chunk each time asked."""
+        state, reference = self.open(silent_spec(self.card))
+        while True:
+            call = silent_call(self.geometry, state.index)
+            window, _ = audio_cache.window(state.audio_cache, call.audio, self.geometry)
+            features = np.zeros((window.end_row - window.first_row, *self.feature_shape), np.float32)
+            answers = self.step([state] * rows, [reference] * rows, [features] * rows, [call] * rows)
+            self.synchronise()
+            _, following = answers[0]
+            assert following is not None
+            state = following
+            yield
 
     def _velocity(self, rows: Sequence[ChunkRow]) -> Tensor:
         x = torch.cat([row.x for row in rows])

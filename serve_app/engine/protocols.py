@@ -50,6 +50,8 @@ class ChunkEngine(Protocol):
 
     def synchronise(self) -> None: ...
 
+    def warm_up(self) -> float: ...
+
 
 class Clock(Protocol):
     """Monotonic seconds."""

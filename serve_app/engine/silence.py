@@ -15,12 +15,12 @@ def silent_spec(card: ModelCard) -> SessionSpec:
     return SessionSpec(SESSION_ID, card.name, portrait, seed=0, steps=card.steps, audio_encode="stream")
 
 
-def silent_call(geometry: Geometry) -> ChunkCall:
-    """A session's first chunk: a whole slice of silence."""
+def silent_call(geometry: Geometry, index: int) -> ChunkCall:
+    """The session's chunk ``index``: a whole slice of silence."""
     return ChunkCall(
         session_id=SESSION_ID,
         epoch=0,
-        index=0,
+        index=index,
         audio=AudioSlice(np.zeros(geometry.slice_samples, np.float32)),
         next_audio=None,
         first_frame=geometry.motion_frames,

@@ -231,6 +231,9 @@ class NullEngine:
         _, heard = audio_cache.window(row.state.audio_cache, row.call.audio, self.geometry)
         return replace(row.state, index=row.state.index + 1, audio_cache=heard)
 
+    def warm_up(self) -> float:
+        return (self.steps + 3) * self.operation_s
+
     def synchronise(self) -> None:
         if self.device_error is not None:
             raise self.device_error
