@@ -10,11 +10,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "serve_app"
 
-BASE = {"types", "errors", "config"}
+BASE = {"types", "errors", "config", "metrics"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
     "config": set(),
+    "metrics": set(),
     "model": BASE,
     "engine": BASE | {"model"},
     "media": BASE,
@@ -28,8 +29,8 @@ ALLOWED = {
 """What each layer may import of the package; itself always."""
 
 FORBIDDEN = {
-    "ray": {"types", "errors", "config", "model", "engine", "media", "session", "api", "client", "cli"},
-    "torch": {"types", "errors", "config", "media", "session", "api", "app", "cli"},
+    "ray": {"types", "errors", "config", "metrics", "model", "engine", "media", "session", "api", "client", "cli"},
+    "torch": {"types", "errors", "config", "metrics", "media", "session", "api", "app", "cli"},
     "av": set(ALLOWED) - {"media"},
 }
 """Third-party packages and the layers that must not know them."""
