@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 from ray.serve import metrics
 
@@ -31,12 +32,13 @@ class ServeRecorder:
 
 def _instrument(metric: Metric) -> Callable[[float, Tags], None]:
     """What takes a value of ``metric`` with its tags."""
+    tag_keys: Any = metric.tags  # annotated by Serve as a tuple of one
     if metric.kind == "histogram":
         buckets = list(metric.buckets)
-        return metrics.Histogram(metric.name, metric.description, buckets, metric.tags).observe
+        return metrics.Histogram(metric.name, metric.description, buckets, tag_keys).observe
     if metric.kind == "counter":
-        return metrics.Counter(metric.name, metric.description, metric.tags).inc
-    gauge = metrics.Gauge(metric.name, metric.description, metric.tags)
+        return metrics.Counter(metric.name, metric.description, tag_keys).inc
+    gauge = metrics.Gauge(metric.name, metric.description, tag_keys)
     return gauge.set if metric.kind == "gauge" else _Level(gauge.set).change
 
 
