@@ -81,6 +81,17 @@ class ModelSettings(Settings):
     """A session nobody has called for this long is forgotten; its ingress can resume it."""
 
 
+class ScalingSettings(Settings):
+    """``policy_kwargs`` of a generator's autoscaling policy, see ``StreamScaling``."""
+
+    head_room: float = Field(0.1, ge=0, lt=1)
+    """Share of the fleet's places kept free."""
+    spare_replicas: float = Field(1.0, ge=0)
+    """Replicas' worth of free places kept warm beyond that, while there is any stream at all."""
+    scale_down_after_s: float = Field(300.0, ge=0)
+    """A fleet shrinks to the most it needed within this time."""
+
+
 class VideoSettings(Settings):
     """How Encoder compresses: VP9 at constant quality, one fresh context per chunk."""
 
