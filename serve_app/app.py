@@ -61,6 +61,8 @@ def bind_graph(settings: AppSettings, audio_encoder: type, generator: type, enco
         serve.ingress()(Ingress),
         "Ingress",
         settings.limits,
+        settings.keys,
+        settings.cors,
         generators,
         _bound(encoder, "Encoder", settings.video),
         request_router_config={"request_router_class": IngressRouter},

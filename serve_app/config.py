@@ -6,11 +6,14 @@ Unknown keys are refused. Every limit on what a client may send or hold is in ``
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePosixPath
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MIB = 1024 * 1024
+ORIGIN = re.compile(r"https?://[^/?#@\s*]+")
 
 
 class Settings(BaseModel):
@@ -101,12 +104,56 @@ class VideoSettings(Settings):
     """A chunk larger than this is encoded again at crf + 8."""
 
 
+class KeySettings(Settings):
+    """Whether a caller needs an API key. Where ``file`` is given every request does, but for health and
+    readiness; otherwise none does, which is for loopback addresses: ``flashhead-serve serve`` listens on
+    others only if ``required`` says ``false`` in so many words."""
+
+    file: str | None = None
+    """Absolute path of the key file, or of a directory of them, such as a mounted Kubernetes secret."""
+    required: bool | None = None
+    reload_s: float = Field(2.0, ge=0.05)
+    """How often the file is looked at: after so long a changed one is in force."""
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> KeySettings:
+        if self.required and self.file is None:
+            raise ValueError("required=true needs file: the path of the key file")
+        if self.required is False and self.file is not None:
+            raise ValueError(f"required=false contradicts file={self.file}: give one of them")
+        if self.file is not None and not PurePosixPath(self.file).is_absolute():
+            raise ValueError(
+                f"file={self.file} must be an absolute path: replicas run in directories of Ray's"
+            )
+        return self
+
+
+class CorsSettings(Settings):
+    """Which web pages of other origins may call from a browser: none, unless they are listed. Credentials
+    are never allowed: a page sends its key in a header, not in a cookie."""
+
+    allow_origins: tuple[str, ...] = ()
+    """Such as ``https://example.com``; ``*`` for any."""
+
+    @field_validator("allow_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin; accepted: scheme://host[:port] without a path, or *"
+                )
+        return origins
+
+
 class AppSettings(Settings):
     """``args`` of the Serve application."""
 
     models: tuple[ModelSettings, ...] = (ModelSettings(name="tiny"),)
     limits: Limits = Limits()
     video: VideoSettings = VideoSettings()
+    keys: KeySettings = KeySettings()
+    cors: CorsSettings = CorsSettings()
 
     @model_validator(mode="after")
     def _distinct_models(self) -> AppSettings:

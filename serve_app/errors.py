@@ -2,10 +2,13 @@
 
 FlashHeadError
 ├── MalformedInput        400  the bytes are not what they claim to be
+├── Unauthorized          401  no API key, or none that is known
+├── Forbidden             403  a key that does not open what was asked for
 ├── TooLarge              413  more bytes, pixels or seconds than configured
 ├── UnsupportedMedia      415  not an image or not audio of a kind that is read
 ├── OutOfRange            422  a parameter outside its accepted values
 ├── AtCapacity            429  every place is taken; come back after ``retry_after_s``
+├── RateLimited           429  a key's own limits are used up; come back after ``retry_after_s``
 ├── Unavailable           503  not ready, or what serves the stream stayed away too long
 ├── SlowClient            --   the reader did not read; its stream was closed
 ├── ClientGone            --   the reader closed its connection
@@ -13,6 +16,7 @@ FlashHeadError
 ├── FramesLost            --   frames that died with their node before they were encoded
 ├── StaleCall             --   a call of an earlier opening of the session
 ├── SnapshotError         500  a session snapshot that cannot be restored
+├── ConfigError           500  settings or a key file that cannot be used
 ├── CheckpointError       500  weights missing, truncated or of the wrong shape
 └── InternalError         500  a defect of ours, reported without its inside
 
@@ -93,6 +97,18 @@ class MalformedInput(FlashHeadError):
     status, ws_code, title, default_code = 400, 1007, "Malformed input", "malformed_input"
 
 
+class Unauthorized(FlashHeadError):
+    """No API key, or none that is known here."""
+
+    status, ws_code, title, default_code = 401, 1008, "Unauthorized", "invalid_key"
+
+
+class Forbidden(FlashHeadError):
+    """A key that does not open what was asked for."""
+
+    status, ws_code, title, default_code = 403, 1008, "Forbidden", "forbidden"
+
+
 class TooLarge(FlashHeadError):
     """More bytes, pixels or seconds than this server is configured to take."""
 
@@ -115,6 +131,13 @@ class AtCapacity(FlashHeadError):
     """Every place is taken."""
 
     status, ws_code, title, default_code = 429, 1013, "At capacity", "at_capacity"
+    retryable = True
+
+
+class RateLimited(FlashHeadError):
+    """A key's own limits are used up."""
+
+    status, ws_code, title, default_code = 429, 1013, "Rate limited", "rate_limited"
     retryable = True
 
 
@@ -161,6 +184,12 @@ class SnapshotError(FlashHeadError):
     """A session snapshot that cannot be restored: wrong version, missing or extra fields."""
 
     title, default_code = "Bad snapshot", "bad_snapshot"
+
+
+class ConfigError(FlashHeadError):
+    """Settings or a key file that cannot be used."""
+
+    title, default_code = "Bad configuration", "bad_config"
 
 
 class CheckpointError(FlashHeadError):

@@ -13,6 +13,7 @@ from fastapi import APIRouter, File, Form, Request, UploadFile
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from serve_app.api.access import caller
 from serve_app.api.backend import Backend, chosen_model
 from serve_app.errors import ClientGone, FlashHeadError, OutOfRange, TooLarge
 from serve_app.session.animation import MAX_SEED, Animation, AnimationRequest
@@ -30,10 +31,12 @@ PROBLEM_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": what, "content": {"application/problem+json": {}}}
     for status, what in {
         400: "Malformed, empty or truncated file, or a missing field",
+        401: "No API key that is known, where one is needed",
+        403: "A model the key does not open",
         413: "Too many bytes, pixels or seconds",
         415: "Not an image or not audio of a kind that is read",
         422: "A parameter outside its accepted values",
-        429: "Every place is taken; see Retry-After",
+        429: "Every place is taken, or the key's own limits are used up; see Retry-After",
         503: "Not ready; see Retry-After",
     }.items()
 }
@@ -73,7 +76,7 @@ def animate_router(backend: Backend) -> APIRouter:
                 accepted=["format=mp4&stream=false", "format=webm&stream=true", "format=webm&stream=false"],
             )
         limits = backend.limits
-        stage = backend.stage(chosen_model(backend, model))
+        stage = backend.stage(chosen_model(backend, caller(request), model))
         wanted = AnimationRequest(
             session_id=uuid.uuid4().hex,
             image=await _file(image, "image", limits.max_image_bytes),

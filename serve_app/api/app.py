@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from serve_app import __version__
+from serve_app.api.access import KeyGuard
 from serve_app.api.animate import PATH, animate_router
 from serve_app.api.backend import Backend
 from serve_app.api.guard import UploadGuard
+from serve_app.api.keys import KeyRing
 from serve_app.api.problems import add_handlers
+from serve_app.api.quota import Quotas
 from serve_app.api.status import status_router
+from serve_app.config import CorsSettings, KeySettings
+
+STREAM_PATHS = frozenset({PATH})
+"""A POST to one of them is a stream."""
+EXPOSED_HEADERS = (
+    "Retry-After",
+    "X-Session-Id",
+    "X-FlashHead-Model",
+    "X-FlashHead-Reproducible",
+    "X-FlashHead-Frames",
+    "X-FlashHead-Warnings",
+)
+"""What a page of another origin may read of an answer."""
 
 
-def create_app(backend: Backend) -> FastAPI:
+def create_app(backend: Backend, keys: KeySettings, cors: CorsSettings) -> FastAPI:
     """The application over ``backend``, which it starts and closes with its own life."""
+    ring = KeyRing(Path(keys.file), keys.reload_s) if keys.file is not None else None
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        await backend.start()
-        try:
-            yield
-        finally:
-            await backend.aclose()
+        async with ring.watched() if ring is not None else nullcontext():
+            await backend.start()
+            try:
+                yield
+            finally:
+                await backend.aclose()
 
     app = FastAPI(
         title="FlashHead Serve",
@@ -34,6 +55,24 @@ def create_app(backend: Backend) -> FastAPI:
     )
     app.include_router(status_router(backend))
     app.include_router(animate_router(backend))
-    app.add_middleware(UploadGuard, limits=backend.limits, paths=frozenset({PATH}))
+    # The last added is the first to see a request: a browser's preflight has no key, and a page must be
+    # able to read a refusal.
+    app.add_middleware(UploadGuard, limits=backend.limits, paths=STREAM_PATHS)
+    if ring is not None:
+        app.add_middleware(
+            KeyGuard,
+            ring=ring,
+            quotas=Quotas(time.monotonic),
+            stream_paths=STREAM_PATHS,
+            retry_after_s=backend.limits.retry_after_s,
+        )
+    if cors.allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=cors.allow_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "X-API-Key"],
+            expose_headers=EXPOSED_HEADERS,
+        )
     add_handlers(app, backend.limits.retry_after_s)
     return app

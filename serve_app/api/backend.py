@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from serve_app.api.access import Caller
 from serve_app.config import Limits
-from serve_app.errors import OutOfRange
+from serve_app.errors import Forbidden, OutOfRange
 from serve_app.session.animation import Stage
 from serve_app.types import ModelCard
 
@@ -42,19 +43,29 @@ class Backend(Protocol):
         ...
 
 
-def chosen_model(backend: Backend, wanted: str | None) -> str:
-    """The served model a request names, the default for none.
+def chosen_model(backend: Backend, caller: Caller, wanted: str | None) -> str:
+    """The served model a request names; without a name the first that is open to the caller.
 
     Raises:
         OutOfRange: the name is not served.
+        Forbidden: the caller's key is for other models.
     """
-    if wanted is None:
-        return backend.served[0]
-    if wanted not in backend.served:
-        raise OutOfRange(
-            f"model={wanted!r} is not served here; accepted: {list(backend.served)}",
-            code="unknown_model",
-            value=wanted[:100],
-            accepted=list(backend.served),
+    usable = caller.usable(backend.served)
+    if wanted in usable:
+        return wanted
+    if wanted is None and usable:
+        return usable[0]
+    if caller.models is not None:
+        raise Forbidden(
+            f"key {caller.name} does not open model={wanted!r}; accepted: {list(usable)}",
+            code="model_forbidden",
+            value=wanted and wanted[:100],
+            accepted=list(usable),
         )
-    return wanted
+    assert wanted is not None
+    raise OutOfRange(
+        f"model={wanted!r} is not served here; accepted: {list(usable)}",
+        code="unknown_model",
+        value=wanted[:100],
+        accepted=list(usable),
+    )

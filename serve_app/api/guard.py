@@ -7,6 +7,7 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.api.access import route_path
 from serve_app.api.problems import problem
 from serve_app.config import Limits
 from serve_app.errors import AtCapacity, FlashHeadError, MalformedInput, TooLarge
@@ -42,7 +43,7 @@ class UploadGuard:
     def _guarded(self, scope: Scope) -> bool:
         if scope["type"] != "http" or scope["method"] != "POST":
             return False
-        return scope["path"].removeprefix(scope.get("root_path", "")) in self._paths
+        return route_path(scope) in self._paths
 
     def _refusal(self, scope: Scope) -> FlashHeadError | None:
         if self.running >= self._limits.max_streams:

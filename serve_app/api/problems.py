@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from serve_app.errors import FlashHeadError, InternalError, MalformedInput, OutOfRange
+from serve_app.errors import FlashHeadError, InternalError, MalformedInput, OutOfRange, Unauthorized
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ class ProblemResponse(JSONResponse):
 def problem(error: FlashHeadError, default_retry_after_s: int) -> JSONResponse:
     """The answer to an error; retryable ones say when to come back."""
     headers = {}
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = 'Bearer realm="flashhead"'
     if error.retryable:
         headers["Retry-After"] = str(error.retry_after_s or default_retry_after_s)
     return ProblemResponse(error.problem(), error.status, headers)
@@ -43,7 +45,7 @@ def add_handlers(app: FastAPI, retry_after_s: int) -> None:
 
     async def flashhead(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, FlashHeadError)
-        if error.status >= 500:
+        if error.status >= 500 and not error.retryable:
             logger.error("%s %s: %s", request.method, request.url.path, error, exc_info=error)
         else:
             logger.info("%s %s: %d %s", request.method, request.url.path, error.status, error.code)

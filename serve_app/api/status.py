@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
+from serve_app.api.access import caller
 from serve_app.api.backend import Backend
 from serve_app.errors import Unavailable
 from serve_app.types import FPS, ModelCard
+
+logger = logging.getLogger(__name__)
 
 
 def status_router(backend: Backend) -> APIRouter:
@@ -21,15 +25,16 @@ def status_router(backend: Backend) -> APIRouter:
 
     @router.get("/ready", summary="Every model is loaded and warm; 503 until then")
     async def ready() -> dict[str, str]:
-        missing = [name for name in backend.served if name not in backend.cards()]
-        if missing:
-            raise Unavailable(f"not loaded yet: {', '.join(missing)}", code="not_ready", value=missing)
+        if missing := [name for name in backend.served if name not in backend.cards()]:
+            logger.info("not ready: %s not loaded yet", ", ".join(missing))
+            raise Unavailable("not ready", code="not_ready")
         return {"status": "ready"}
 
-    @router.get("/v1/models", summary="The models served, the default first")
-    async def models() -> dict[str, Any]:
+    @router.get("/v1/models", summary="The models open to the caller, the default first")
+    async def models(request: Request) -> dict[str, Any]:
         cards = backend.cards()
-        return {"models": [_entry(name, cards.get(name)) for name in backend.served]}
+        usable = caller(request).usable(backend.served)
+        return {"models": [_entry(name, cards.get(name)) for name in usable]}
 
     return router
 

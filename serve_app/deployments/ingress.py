@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.api.app import create_app
-from serve_app.config import Limits
+from serve_app.config import CorsSettings, KeySettings, Limits
 from serve_app.deployments.handles import ServeEncoder, ServeGenerator
 from serve_app.deployments.logs import join_serve_logging
 from serve_app.deployments.reader import ReaderCredit, ReaderLedger
@@ -92,15 +92,22 @@ class Ingress:
     """Builds the application where its replica runs, over the handles it was bound with."""
 
     def __init__(
-        self, limits: Limits, generators: dict[str, DeploymentHandle], encoder: DeploymentHandle
+        self,
+        limits: Limits,
+        keys: KeySettings,
+        cors: CorsSettings,
+        generators: dict[str, DeploymentHandle],
+        encoder: DeploymentHandle,
     ) -> None:
         join_serve_logging()
+        self._keys = keys
+        self._cors = cors
         self._backend = ServeBackend(limits, generators, encoder)
         self._readers = ReaderLedger()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the replica is constructed."""
-        app = create_app(self._backend)
+        app = create_app(self._backend, self._keys, self._cors)
         app.add_middleware(ReaderCredit, ledger=self._readers)
         return app
 

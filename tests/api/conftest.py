@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from serve_app.api.app import create_app
-from serve_app.config import Limits
+from serve_app.config import CorsSettings, KeySettings, Limits
 from serve_app.errors import Unavailable
 from serve_app.media.uploads import Upload
 from serve_app.session.animation import Stage
@@ -23,6 +23,7 @@ from serve_app.types import ModelCard
 
 from session.fakes import GEOMETRY, ChainGenerator, TextEncoder, speech
 
+NO_KEYS, NO_CORS = KeySettings(), CorsSettings()
 CARD = ModelCard("null", GEOMETRY, 4, (2, 4), True, "no networks")
 
 
@@ -68,12 +69,13 @@ class FakeBackend:
 
 
 @contextmanager
-def serving(backend: FakeBackend) -> Iterator[str]:
+def serving(backend: FakeBackend, keys: KeySettings = NO_KEYS, cors: CorsSettings = NO_CORS) -> Iterator[str]:
     """The URL of a real server over the application."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        server = uvicorn.Server(uvicorn.Config(create_app(backend), log_level="critical"))
+        app = create_app(backend, keys, cors)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
