@@ -20,6 +20,7 @@ from serve_app.deployments.flashhead_generator import FlashHeadGenerator
 from serve_app.engine import audio_cache
 from serve_app.engine.colour import ColourStatistics
 from serve_app.engine.reference import Reference
+from serve_app.engine.startup import StartPhases
 from serve_app.engine.state import SessionState, spec_digest
 from serve_app.engine.yuv import yuv420p
 from serve_app.types import AudioWindow, ChunkCall, Geometry, ModelCard, SessionSpec
@@ -127,7 +128,7 @@ class NullGenerator(FlashHeadGenerator):
     """FlashHeadGenerator around a ``NullEngine``; ``model.name`` is the chunk's milliseconds."""
 
     @staticmethod
-    def load_engine(model: ModelSettings) -> NullEngine:
+    def load_engine(model: ModelSettings, phases: StartPhases) -> NullEngine:
         """An engine that takes ``model.name`` milliseconds a chunk."""
         return NullEngine(int(model.name) / 1000)
 

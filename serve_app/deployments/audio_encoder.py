@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
+from serve_app import IMPORTED_S
 from serve_app.config import ModelSettings
 from serve_app.deployments.logs import join_serve_logging
+from serve_app.deployments.metrics import ServeRecorder
 from serve_app.engine.precision import choose_device
+from serve_app.engine.startup import StartPhases
+from serve_app.engine.warm_up import until_steady
 from serve_app.model.audio_features import AudioFeatures
 from serve_app.model.checkpoint import load_audio_features
 from serve_app.model.presets import checkpoint_root, preset
@@ -30,16 +35,21 @@ class AudioEncoder:
 
     def __init__(self, models: tuple[ModelSettings, ...]) -> None:
         join_serve_logging()
+        phases = StartPhases("wav2vec2", IMPORTED_S, ServeRecorder())
+        phases.since_began("imports")
         loaded: dict[tuple[str, str, str], AudioFeatures] = {}
         self._features: dict[str, AudioFeatures] = {}
         for model in models:
             row = preset(model.name)
             key = (str(checkpoint_root(model.checkpoint)), row.wav2vec2_dir, model.device)
             if key not in loaded:
-                device = choose_device(model.device)
-                loaded[key] = load_audio_features(checkpoint_root(model.checkpoint), row, device)
-                loaded[key].rows(WARM_UP_WINDOW)
+                with phases.measure("weights"):
+                    device = choose_device(model.device)
+                    loaded[key] = load_audio_features(checkpoint_root(model.checkpoint), row, device)
+                with phases.measure("warm_up"):
+                    until_steady(partial(loaded[key].rows, WARM_UP_WINDOW))
             self._features[model.name] = loaded[key]
+        phases.ready()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wav2vec2")
 
     async def rows(self, model: str, window: AudioWindow) -> np.ndarray:

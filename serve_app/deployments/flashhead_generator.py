@@ -9,13 +9,16 @@ import numpy as np
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from serve_app import IMPORTED_S
 from serve_app.config import Limits, ModelSettings
 from serve_app.deployments.handles import call_until_answered
 from serve_app.deployments.logs import join_serve_logging
+from serve_app.deployments.metrics import ServeRecorder
 from serve_app.engine.engine import Engine
 from serve_app.engine.generator import GeneratorService
 from serve_app.engine.loop import EngineLoop
 from serve_app.engine.protocols import ChunkEngine
+from serve_app.engine.startup import StartPhases, report_real_time
 from serve_app.errors import AtCapacity
 from serve_app.session.clock import MonotonicClock
 from serve_app.types import AudioWindow, ChunkCall, ModelCard, SessionSpec
@@ -38,15 +41,19 @@ class FlashHeadGenerator:
         self._model = model
         self._limits = limits
         self._audio_encoder = audio_encoder
-        self._engine = self.load_engine(model)
+        phases = StartPhases(model.name, IMPORTED_S, ServeRecorder())
+        phases.since_began("imports")
+        self._engine = self.load_engine(model, phases)
         self._chunk_s = self._engine.warm_up()
+        report_real_time(model.name, self._engine.card.geometry, self._chunk_s)
+        phases.ready()
         self._running: GeneratorService | None = None
         self._chunks = 0
 
     @staticmethod
-    def load_engine(model: ModelSettings) -> ChunkEngine:
+    def load_engine(model: ModelSettings, phases: StartPhases) -> ChunkEngine:
         """A loaded engine; another kind of engine is served by overriding this."""
-        return Engine.load(model)
+        return Engine.load(model, phases)
 
     @property
     def _service(self) -> GeneratorService:

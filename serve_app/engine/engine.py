@@ -7,9 +7,12 @@ holds states as values. Not to be used by two threads at once. Source: FlashHead
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,11 +23,12 @@ from serve_app.engine import audio_cache
 from serve_app.engine.checks import check_call, check_features, check_spec, check_state
 from serve_app.engine.colour import match_colour, reference_statistics
 from serve_app.engine.noise import GeneratorNoise, NoiseSource, NoiseStreams
-from serve_app.engine.precision import choose_execution, compile_blocks
+from serve_app.engine.precision import Execution, choose_execution, compile_blocks
 from serve_app.engine.reference import MomentsCache, Reference, portrait_video
 from serve_app.engine.row import ChunkRow, delivered_end, first_coloured
 from serve_app.engine.sampler import SOLVERS, guided, schedule
 from serve_app.engine.silence import silent_call, silent_spec
+from serve_app.engine.startup import StartPhases
 from serve_app.engine.state import SessionState, portrait_digest, spec_digest
 from serve_app.engine.warm_up import until_steady
 from serve_app.engine.yuv import to_uint8, yuv420p
@@ -36,6 +40,8 @@ from serve_app.model.dit import AudioContext, DiT
 from serve_app.model.presets import Preset, checkpoint_root, preset, resolved_geometry
 from serve_app.model.vae import VideoVAE
 from serve_app.types import AudioSlice, ChunkCall, Geometry, ModelCard, SessionSpec
+
+T = TypeVar("T")
 
 PORTRAITS_KEPT = 8
 
@@ -49,6 +55,7 @@ class Engine:
         geometry: its chunk sizes.
         max_rows: rows of a step it will be given; more than one gives up the promise of equal bytes.
         noise: where noise comes from; seeded torch generators where absent.
+        phases: of the start this engine is part of.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class Engine:
         *,
         max_rows: int = 1,
         noise: NoiseSource | None = None,
+        phases: StartPhases | None = None,
     ) -> None:
         self.device = dit.patch_embedding.weight.device
         self.geometry = geometry
@@ -68,6 +76,7 @@ class Engine:
         self._vae = vae
         self._preset = preset
         self._max_rows = max_rows
+        self._phases = phases or StartPhases(preset.name)
         self._noise = noise or GeneratorNoise(self.device, dit.dtype)
         self._moments = MomentsCache(PORTRAITS_KEPT)
         self._silence: AudioContext | None = None
@@ -76,8 +85,8 @@ class Engine:
         self._motion_shape = self._latents_of(geometry.motion_frames)
 
     @staticmethod
-    def load(settings: ModelSettings) -> Engine:
-        """The engine ``settings`` describe, its weights on the device.
+    def load(settings: ModelSettings, phases: StartPhases | None = None) -> Engine:
+        """The engine ``settings`` describe, its weights on the device; ``phases`` are told the times.
 
         Raises:
             OutOfRange: an unknown model, or a device, precision or kernel that cannot be had here.
@@ -86,12 +95,13 @@ class Engine:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         row, root = preset(settings.name), checkpoint_root(settings.checkpoint)
-        how = choose_execution(settings)
-        dit = load_dit(root, row, how.device, how.dtype, how.attention)
+        phases = phases or StartPhases(settings.name)
+        with phases.measure("device"):
+            how = choose_execution(settings)
+        dit, vae = _load_networks(root, row, how, phases)
         if settings.compile:
             compile_blocks(dit)
-        vae = load_vae(root, row, how.device, how.dtype)
-        return Engine(dit, vae, row, resolved_geometry(root, row), max_rows=settings.max_rows)
+        return Engine(dit, vae, row, resolved_geometry(root, row), max_rows=settings.max_rows, phases=phases)
 
     @torch.inference_mode()
     def open(self, spec: SessionSpec, epoch: int = 0) -> tuple[SessionState, Reference]:
@@ -231,9 +241,13 @@ class Engine:
     def warm_up(self) -> float:
         """Make silent chunks with every number of rows until their times agree, so that no session waits
         for kernels to be chosen or compiled. Seconds of a whole chunk alone, from begin to advance."""
-        for rows in range(self._max_rows, 0, -1):
-            chunks = self._silent_chunks(rows)
-            seconds = until_steady(partial(next, chunks))
+        sessions = [self._silent_chunks(rows) for rows in range(self._max_rows, 0, -1)]
+        with self._phases.measure("first_chunk"):
+            for chunks in sessions:
+                next(chunks)
+        with self._phases.measure("warm_up"):
+            for chunks in sessions:
+                seconds = until_steady(partial(next, chunks))
         return min(seconds[-2:])
 
     def synchronise(self) -> None:
@@ -297,6 +311,21 @@ class Engine:
 
     def _latents_of(self, frames: int) -> tuple[int, int, int, int]:
         return self._vae.latent_shape(frames, self.geometry.height, self.geometry.width)
+
+
+def _load_networks(root: Path, row: Preset, how: Execution, phases: StartPhases) -> tuple[DiT, VideoVAE]:
+    """DiT and VAE, read at the same time."""
+
+    def timed(name: str, load: Callable[[], T]) -> T:
+        with phases.measure(name):
+            return load()
+
+    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="load") as pool:
+        dit = pool.submit(
+            timed, "weights_dit", partial(load_dit, root, row, how.device, how.dtype, how.attention)
+        )
+        vae = pool.submit(timed, "weights_vae", partial(load_vae, root, row, how.device, how.dtype))
+        return dit.result(), vae.result()
 
 
 def _card(preset: Preset, geometry: Geometry, reproducible: bool) -> ModelCard:

@@ -2,7 +2,7 @@
 they run in.
 
 A network is built without memory (on the meta device), its file's header compared with it, and then
-the tensors read to the device and cast one after the other, so that there are never two copies of the
+the tensors read to the device and cast, a few at a time, so that there are never two copies of the
 weights. Every fault of a network's files is in one CheckpointError.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import Wav2Vec2Model
 
@@ -74,10 +74,11 @@ def _load(part: Part, device: torch.device, dtype: torch.dtype) -> nn.Module:
         faults = [str(fault) for fault in examination.faults]
         raise CheckpointError("; ".join(faults), value=faults)
     names = examination.names
-    state = {
-        names[name]: tensor.to(device, torch.float32 if name in _KEPT_FP32 else dtype)
-        for name, tensor in read_tensors(part.weights, device)
-        if name in names
-    }
+
+    def place(name: str, tensor: Tensor) -> Tensor:
+        return tensor.to(device, torch.float32 if name in _KEPT_FP32 else dtype)
+
+    placed = read_tensors(part.weights, device, names.keys(), place)
+    state = {names[name]: tensor for name, tensor in placed.items()}
     examination.network.load_state_dict(state, assign=True)
     return examination.network.requires_grad_(False).eval()

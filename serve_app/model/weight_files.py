@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +18,10 @@ from torch import Tensor
 
 Shape = tuple[int, ...]
 FileState = Literal["sound", "missing", "truncated", "unreadable"]
+
+READERS = 4
+"""Threads that read one file: one thread waits for each page of a mapped file in turn, several keep a
+volume busy (measured, docs/benchmarks.md)."""
 
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
@@ -45,18 +51,29 @@ def inspect(path: Path) -> WeightFile:
     return _inspect_pth(path) if path.suffix == ".pth" else _inspect_safetensors(path)
 
 
-def read_tensors(path: Path, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a file that ``inspect`` finds sound, one after the other.
+def read_tensors(
+    path: Path, device: torch.device, names: Collection[str], place: Callable[[str, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """What ``place`` makes of the tensors called ``names`` in a file that ``inspect`` finds sound.
 
-    A safetensors file goes to ``device`` directly; a ``.pth`` file, and any file for the CPU, is mapped
-    and not copied.
+    ``READERS`` of them are read and placed at a time, in the order of the file, so that no more exist as
+    they are in the file. From a safetensors file they come on ``device``; those of a ``.pth`` file, and of
+    any file for the CPU, are mapped: then ``place`` is what reads them.
     """
+    with _opened(path, device) as (stored, tensor), ThreadPoolExecutor(READERS, "weights") as readers:
+        wanted = [name for name in stored if name in names]
+        return dict(zip(wanted, readers.map(lambda name: place(name, tensor(name)), wanted), strict=True))
+
+
+@contextmanager
+def _opened(path: Path, device: torch.device) -> Iterator[tuple[list[str], Callable[[str], Tensor]]]:
+    """The tensors' names in the order of the file, and what gives a tensor by its name."""
     if path.suffix == ".pth":
-        yield from _load_pth(path).items()
+        tensors = _load_pth(path)
+        yield list(tensors), tensors.__getitem__
         return
     with safe_open(path, framework="pt", device=str(device)) as file:
-        for name in file.keys():  # noqa: SIM118, the file is no mapping
-            yield name, file.get_tensor(name)
+        yield file.offset_keys(), file.get_tensor
 
 
 def _inspect_safetensors(path: Path) -> WeightFile:

@@ -53,14 +53,15 @@ def test_it_is_bounded_and_says_that_times_never_agreed(caplog: pytest.LogCaptur
 
 def test_an_engine_is_measured_alone_after_every_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = engine("lite", max_rows=3)
-    step, rows, indices = machine.step, [], []
+    step, made = machine.step, []
 
     def watched(states, *rest):
-        rows.append(len(states))
-        indices.append(states[0].index)
+        made.append((len(states), states[0].index))
         return step(states, *rest)
 
     monkeypatch.setattr(machine, "step", watched)
     assert machine.warm_up() > 0
-    assert sorted(set(rows), reverse=True) == [3, 2, 1] and rows == sorted(rows, reverse=True)
-    assert indices[:2] == [0, 1], "later chunks carry motion frames, the first one does not"
+    assert made[:3] == [(3, 0), (2, 0), (1, 0)], "first whatever has to be compiled"
+    assert made[3:5] == [(3, 1), (3, 2)], "then chunks that carry motion frames"
+    assert [rows for rows, _ in made[3:]] == sorted([rows for rows, _ in made[3:]], reverse=True)
+    assert made[-2][0] == made[-1][0] == 1
