@@ -155,6 +155,6 @@ class NullEncoder(Encoder):
 
 def build_null_app(chunk_s: float, real_encoder: bool) -> Application:
     """The graph around a null engine, with the real or the null video encoder."""
-    model = ModelSettings(name=str(round(chunk_s * 1000)), max_sessions=16)
+    model = ModelSettings(name=str(round(chunk_s * 1000)), max_sessions=16, max_utilisation=1000)
     encoder = Encoder if real_encoder else NullEncoder
     return bind_graph(AppSettings(models=(model,)), NullAudioEncoder, NullGenerator, encoder)

@@ -78,6 +78,11 @@ class ModelSettings(Settings):
     threads: int | None = Field(None, ge=1)
     """CPU threads of the engine; torch's own choice where absent."""
     max_sessions: int = Field(4, ge=1)
+    """Sessions a replica holds at most, whatever it could make in real time; live streams that resume after
+    a loss, and videos nobody watches, are taken up to this number."""
+    max_utilisation: float = Field(0.9, gt=0)
+    """Share of a replica's time that may be promised to live streams. New ones past it are refused, going
+    by the measured time of a chunk. Above 1 streams are let in that will stall."""
     max_rows: int = Field(1, ge=1)
     """Rows per forward pass. 1 keeps the promise of same input, same bytes."""
     idle_session_s: float = Field(60.0, gt=0)

@@ -65,7 +65,8 @@ class ModelCard:
 class SessionSpec:
     """What a session is opened with; nothing in it changes while the session lives.
 
-    ``portrait`` is ``[height, width, 3]`` uint8 RGB, already at the model's geometry.
+    ``portrait`` is ``[height, width, 3]`` uint8 RGB, already at the model's geometry. ``live`` says that
+    somebody watches while the video is made, so that it must be made in real time.
     """
 
     session_id: str
@@ -74,6 +75,7 @@ class SessionSpec:
     seed: int
     steps: int
     audio_encode: AudioEncodeMode
+    live: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from serve_app.config import Limits, ModelSettings, VideoSettings
+from serve_app.engine.admission import Admission
 from serve_app.engine.engine import Engine
 from serve_app.engine.generator import GeneratorService
 from serve_app.engine.loop import EngineLoop
@@ -84,10 +85,11 @@ async def local_stage(model: ModelSettings, limits: Limits, video: VideoSettings
     async def encode_audio(window: AudioWindow) -> np.ndarray:
         return await asyncio.to_thread(features.rows, window)
 
+    loop = EngineLoop(engine, max_rows=model.max_rows, clock=clock)
     service = GeneratorService(
-        EngineLoop(engine, max_rows=model.max_rows, clock=clock),
+        loop,
         encode_audio,
-        max_sessions=model.max_sessions,
+        Admission(model, engine.card, loop.costs, clock),
         idle_s=model.idle_session_s,
         clock=clock,
     )

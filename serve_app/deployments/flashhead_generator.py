@@ -14,6 +14,7 @@ from serve_app.config import Limits, ModelSettings
 from serve_app.deployments.handles import call_until_answered
 from serve_app.deployments.logs import join_serve_logging
 from serve_app.deployments.metrics import ServeRecorder
+from serve_app.engine.admission import Admission
 from serve_app.engine.engine import Engine
 from serve_app.engine.generator import GeneratorService
 from serve_app.engine.loop import EngineLoop
@@ -60,10 +61,19 @@ class FlashHeadGenerator:
         """The session table; made on first use, because its tasks belong to the replica's event loop."""
         if self._running is None:
             clock = MonotonicClock()
+            loop = EngineLoop(self._engine, max_rows=self._model.max_rows, clock=clock)
+            admission = Admission(
+                self._model,
+                self._engine.card,
+                loop.costs,
+                clock,
+                chunk_s=self._chunk_s,
+                retry_after_s=self._limits.retry_after_s,
+            )
             self._running = GeneratorService(
-                EngineLoop(self._engine, max_rows=self._model.max_rows, clock=clock),
+                loop,
                 self._encode_audio,
-                max_sessions=self._model.max_sessions,
+                admission,
                 idle_s=self._model.idle_session_s,
                 clock=clock,
             )
@@ -99,9 +109,13 @@ class FlashHeadGenerator:
         """What this replica serves; an answer means it is loaded and warm."""
         return self._engine.card
 
-    def record_routing_stats(self) -> dict[str, int]:
-        """Sessions open here, read by ``PinnedRouter``, and chunks whose frames were handed out."""
-        return {"sessions": self._running.sessions if self._running else 0, "chunks": self._chunks}
+    async def record_routing_stats(self) -> dict[str, float]:
+        """What ``PinnedRouter`` places sessions by, and chunks whose frames were handed out."""
+        return self._service.report() | {"chunks": self._chunks}
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What ``StreamScaling`` decides by."""
+        return self._service.report()
 
     def check_health(self) -> None:
         """Raise when the engine's thread is dead, so that Serve replaces the replica."""

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 CLOSE_TIMEOUT_S = 5.0
 ABANDONED_OPENING_S = 60.0
 RETRY_PAUSE_S = 0.05
+MAX_ASKED = 16
+"""Replicas that are asked for a place before all count as full: those that had the most room a second ago."""
 INLINE_BYTES = 100 * 1024
 """Ray's ``max_direct_call_object_size``: smaller objects never reach the object store."""
 
@@ -93,10 +95,10 @@ class ServeGenerator:
         self._abandoned: set[asyncio.Task[None]] = set()
 
     async def open(self, spec: SessionSpec, epoch: int, snapshot: bytes | None) -> ServeGeneratorSession:
-        """Ask replicas, the least loaded first, until one has a place.
+        """Ask replicas, the one with the most room first, until one has a place.
 
         Raises:
-            AtCapacity: none has.
+            AtCapacity: none has, or none of ``MAX_ASKED``.
             ReplicaLost: the one asked went away.
         """
         opening = asyncio.create_task(self._open(spec, epoch, snapshot))
@@ -117,7 +119,7 @@ class ServeGenerator:
                 with ray_errors():
                     uid = await handle.open.remote(spec, epoch, snapshot)
             except AtCapacity as error:
-                if not error.value or error.value in full:
+                if not error.value or error.value in full or len(full) + 1 == MAX_ASKED:
                     raise AtCapacity("every place for a stream is taken") from error
                 full.add(error.value)
             else:

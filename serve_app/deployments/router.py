@@ -1,5 +1,5 @@
 """Which generator replica a call goes to: a session's calls to the replica that holds it, a new
-session to the replica with the fewest.
+session to the replica with the most room.
 
 Serve's hashing and multiplexing routers ignore load and move sessions when membership changes, and
 any router that matches replies to requests by request id hangs when one request makes several calls
@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ray.serve._private.common import ReplicaID
@@ -40,16 +40,24 @@ def pinned(replica_uid: str) -> str:
 
 
 def any_but(replica_uids: Iterable[str]) -> str:
-    """The ``session_id`` that reaches the least loaded replica outside ``replica_uids``."""
+    """The ``session_id`` that reaches the replica with the most room outside ``replica_uids``."""
     uids = ",".join(sorted(replica_uids))
     return EXCLUDE + uids if uids else ""
+
+
+def free_places(report: Mapping[str, float]) -> float:
+    """What a replica's report leaves free; 0 for one without a report."""
+    if not report:
+        return 0.0
+    streams = report["streams"]
+    return min(report["places"] - streams, report["capacity"] - streams - report["batch"])
 
 
 class PinnedRouter(RequestRouter):
     """Routes by session.
 
-    A replica's load is the sessions it last reported (``record_routing_stats``) plus those placed on
-    it from here since, so that a burst of openings spreads before the next report. It is a hint: the
+    A replica's room is what it last reported (``record_routing_stats``) less the sessions placed on it
+    from here since, so that a burst of openings spreads before the next report. It is a hint: the
     replica itself decides whether it has a place.
     """
 
@@ -73,7 +81,7 @@ class PinnedRouter(RequestRouter):
         if wish.startswith(PIN):
             return self._pinned(wish.removeprefix(PIN))
         await self._some_replica()
-        replica = self._least_loaded(set(wish.removeprefix(EXCLUDE).split(",")))
+        replica = self._roomiest(set(wish.removeprefix(EXCLUDE).split(",")))
         if pending_request.metadata.call_method == "open":
             self._placed[replica.replica_id.unique_id].append(time.monotonic())
         return replica
@@ -89,20 +97,22 @@ class PinnedRouter(RequestRouter):
             self._replicas_updated_event.clear()
             await self._replicas_updated_event.wait()
 
-    def _least_loaded(self, excluded: set[str]) -> RunningReplica:
+    def _roomiest(self, excluded: set[str]) -> RunningReplica:
         candidates = {uid: replica for uid, replica in self._by_uid().items() if uid not in excluded}
         if not candidates:
             raise AtCapacity(f"all {len(self.curr_replicas)} generator replicas are full")
-        return candidates[min(candidates, key=lambda uid: (self._load(uid, candidates[uid]), uid))]
+        return candidates[min(candidates, key=lambda uid: (-self._room(uid, candidates[uid]), uid))]
 
-    def _load(self, uid: str, replica: RunningReplica) -> int:
+    def _room(self, uid: str, replica: RunningReplica) -> float:
+        """Free places, for live streams and for sessions at all, whichever are fewer; below 0 where
+        streams resumed past the places. A replica that has not reported counts as full."""
         report = replica.routing_stats
         if report != self._reports.get(uid):
             self._reports[uid] = report
             self._placed[uid] = []
         recent = time.monotonic() - PLACED_MEMORY_S
         self._placed[uid] = [placed for placed in self._placed[uid] if placed > recent]
-        return int(report.get("sessions", 0)) + len(self._placed[uid])
+        return free_places(report) - len(self._placed[uid])
 
     def _by_uid(self) -> dict[str, RunningReplica]:
         return {replica_id.unique_id: replica for replica_id, replica in self.curr_replicas.items()}

@@ -17,15 +17,16 @@ from functools import partial
 import numpy as np
 
 from serve_app.engine import audio_cache
+from serve_app.engine.admission import Admission
+from serve_app.engine.busy import BusyShare
 from serve_app.engine.loop import ChunkJob, EngineLoop
 from serve_app.engine.protocols import Clock
 from serve_app.engine.reference import Reference
 from serve_app.engine.state import SessionState
-from serve_app.errors import AtCapacity, ReplicaLost, StaleCall
+from serve_app.errors import ReplicaLost, StaleCall
 from serve_app.types import AudioSlice, AudioWindow, ChunkCall, SessionSpec
 
 EncodeAudio = Callable[[AudioWindow], Awaitable[np.ndarray]]
-RETRY_AFTER_S = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class _Session:
 
     Attributes:
         epoch: of its opening.
+        live_steps: denoising steps of a live stream's chunks, ``None`` for a session nobody watches.
         last_used_s: when its last call ended.
         held: its state and reference; absent while it is being opened.
         call: what is being answered.
@@ -57,6 +59,7 @@ class _Session:
     """
 
     epoch: int
+    live_steps: int | None
     last_used_s: float
     held: tuple[SessionState, Reference] | None = None
     call: ChunkCall | None = None
@@ -71,38 +74,57 @@ class GeneratorService:
     Args:
         loop: runs their chunks.
         encode_audio: turns a window of speech into feature rows, see ``AudioWindow``.
-        max_sessions: places.
+        admission: who is let in.
         idle_s: after that long without a call a session is forgotten.
         clock: monotonic seconds.
     """
 
     def __init__(
-        self, loop: EngineLoop, encode_audio: EncodeAudio, max_sessions: int, idle_s: float, clock: Clock
+        self, loop: EngineLoop, encode_audio: EncodeAudio, admission: Admission, idle_s: float, clock: Clock
     ) -> None:
         self._loop = loop
         self._geometry = loop.engine.card.geometry
         self._encode_audio = encode_audio
-        self._max_sessions = max_sessions
+        self._admission = admission
         self._idle_s = idle_s
         self._clock = clock
         self._table: dict[str, _Session] = {}
+        self._busy = BusyShare(lambda: loop.busy_s, clock)
 
     @property
     def sessions(self) -> int:
-        """Places taken."""
+        """Sessions open."""
         self._forget_idle()
         return len(self._table)
+
+    def report(self) -> dict[str, float]:
+        """What a router and an autoscaling policy decide by.
+
+        ``streams`` live and ``batch`` other sessions open, of ``capacity`` in all; ``places`` for live
+        streams in real time; ``occupancy``, the work owed to them as a share of what is promised;
+        ``busy``, the share of the last while the engine worked; ``refused`` newcomers a moment ago.
+        """
+        sessions, streams = self.sessions, self._streams()
+        return {
+            "streams": len(streams),
+            "batch": sessions - len(streams),
+            "places": self._admission.places(),
+            "capacity": self._admission.capacity,
+            "occupancy": self._admission.occupancy(streams),
+            "busy": self._busy.now(),
+            "refused": self._admission.refused(),
+        }
 
     async def open(self, spec: SessionSpec, epoch: int, snapshot: bytes | None) -> None:
         """Give a session a place, new or from a snapshot. An earlier opening of it ends.
 
         Raises:
-            AtCapacity: every place is taken.
+            AtCapacity: there is none for it, see ``Admission``.
             StaleCall: a later opening is known.
             SnapshotError: the snapshot does not fit the session.
             OutOfRange: the spec does not fit the model.
         """
-        session = self._take_place(spec.session_id, epoch)
+        session = self._take_place(spec, epoch, resumed=snapshot is not None or epoch > 1)
         engine = self._loop.engine
         try:
             if snapshot is None:
@@ -163,18 +185,23 @@ class GeneratorService:
         """Raise ``ReplicaLost`` where no chunk can be made here any more."""
         self._loop.check_health()
 
-    def _take_place(self, session_id: str, epoch: int) -> _Session:
+    def _take_place(self, spec: SessionSpec, epoch: int, resumed: bool) -> _Session:
         self._forget_idle()
-        known = self._table.get(session_id)
+        known = self._table.get(spec.session_id)
+        live_steps = spec.steps if spec.live else None
         if known is not None:
             if epoch < known.epoch:
-                raise _superseded(session_id, epoch)
-            self._end(session_id, known)
-        elif len(self._table) >= self._max_sessions:
-            message = f"all {self._max_sessions} places for sessions are taken"
-            raise AtCapacity(message, value=self._max_sessions, retry_after_s=RETRY_AFTER_S)
-        session = self._table[session_id] = _Session(epoch, self._clock.now())
+                raise _superseded(spec.session_id, epoch)
+            self._end(spec.session_id, known)
+        else:
+            needed = None if resumed else live_steps
+            self._admission.admit(spec.session_id, needed, self._streams(), len(self._table))
+        session = self._table[spec.session_id] = _Session(epoch, live_steps, self._clock.now())
         return session
+
+    def _streams(self) -> list[int]:
+        """Denoising steps of each live stream open."""
+        return [session.live_steps for session in self._table.values() if session.live_steps is not None]
 
     def _claim(self, call: ChunkCall) -> tuple[_Session, SessionState, Reference]:
         """The session a call is for, now busy with it."""

@@ -66,9 +66,9 @@ class StepCosts:
         self._seconds: dict[tuple[Stage, int], float] = {}
 
     def observe(self, stage: Stage, rows: int, seconds: float) -> None:
-        """Take one measurement in."""
+        """Take one measurement in, as twice what is known at most: a pause is not a slower device."""
         known = self._seconds.get((stage, rows), seconds)
-        self._seconds[stage, rows] = known + self._weight * (seconds - known)
+        self._seconds[stage, rows] = known + self._weight * (min(seconds, 2 * known) - known)
 
     def seconds(self, stage: Stage, rows: int = 1) -> float:
         """What ``stage`` takes with ``rows`` rows; in proportion to the nearest number measured where
@@ -83,6 +83,16 @@ class StepCosts:
         """From begin to frames, alone."""
         ends = self.seconds(Stage.BEGIN) + self.seconds(Stage.DECODE)
         return ends + steps * self.seconds(Stage.DENOISE)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every stage has been measured."""
+        return {stage for stage, _ in self._seconds} == set(Stage)
+
+    def whole_chunk(self, steps: int, rows: int) -> float:
+        """One chunk's share of the engine's time, from begin to advance, with ``rows`` in each step."""
+        ends = self.seconds(Stage.BEGIN) + self.seconds(Stage.DECODE) + self.seconds(Stage.ADVANCE)
+        return ends + steps * self.seconds(Stage.DENOISE, rows) / rows
 
 
 def remaining_s(job: Job, costs: StepCosts) -> float:

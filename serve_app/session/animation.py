@@ -67,7 +67,6 @@ class Animation:
             stage.clock,
             stage.limits,
             container=request.container,
-            live=request.live,
         )
 
     @staticmethod
@@ -128,6 +127,7 @@ def _session_spec(request: AnimationRequest, upload: Upload, card: ModelCard) ->
         seed=request.seed,
         steps=request.steps or card.steps,
         audio_encode=request.audio_encode,
+        live=request.live,
     )
 
 

@@ -61,8 +61,8 @@ class Conductor:
         clock: monotonic time, for playout slack and for giving up.
         limits: bounds on waiting clusters, on a stalled reader and on the search for a replica.
         container: what ``deliver`` is given: WebM clusters or MP4 samples, one item per chunk.
-        live: whether somebody watches while the video is made. Chunks of a live session carry the
-            playout time they have left; others wait their turn.
+
+    Chunks of a live session carry the playout time they have left; others wait their turn.
     """
 
     def __init__(
@@ -74,7 +74,6 @@ class Conductor:
         clock: Clock,
         limits: Limits,
         container: ContainerFormat = "webm",
-        live: bool = True,
     ) -> None:
         self.phase = Phase.NEW
         self.resumptions = 0
@@ -86,7 +85,6 @@ class Conductor:
         self._clock = clock
         self._limits = limits
         self._container: ContainerFormat = container
-        self._live = live
         self._session: GeneratorSession | None = None
         self._snapshot: bytes | None = None
         self._epoch = 0
@@ -196,7 +194,7 @@ class Conductor:
 
     def _slack_s(self, plan: ChunkPlan) -> float | None:
         """Playout time left until the chunk is due; 0 before the first cluster is out."""
-        if not self._live:
+        if not self._spec.live:
             return None
         if self._playout_start_s is None:
             return 0.0
@@ -245,7 +243,8 @@ class Conductor:
 
     async def _generate_again(self, plan: ChunkPlan, before: bytes | None) -> Frames:
         """The frames of a chunk handed over earlier, from a session opened for them alone."""
-        spec = replace(self._spec, session_id=f"{self._spec.session_id}.again{plan.index}")
+        # Not live: its one chunk is owed to the stream that has a place already.
+        spec = replace(self._spec, session_id=f"{self._spec.session_id}.again{plan.index}", live=False)
         patience = _Patience(self._clock, self._limits)
         while True:
             session = await self._open(spec, AGAIN_EPOCH, before, patient=True)

@@ -59,7 +59,7 @@ class ChainReplica:
         return os.getpid(), len(self._states)
 
     def record_routing_stats(self) -> dict[str, int]:
-        return {"sessions": len(self._states)}
+        return {"streams": len(self._states), "batch": 0, "places": PLACES, "capacity": PLACES}
 
 
 class HashReplica:

@@ -131,7 +131,7 @@ def test_scaling_down_under_streams_changes_no_byte(graph: str) -> None:
     with ThreadPoolExecutor() as pool:
         streams = [pool.submit(animate, graph, files) for files in requests]
         wait_for_sessions(4)
-        assert all(stats["sessions"] for stats in generator_stats())
+        assert all(stats["streams"] for stats in generator_stats())
         deploy(with_replicas(hasty_config(), AudioEncoder=2, FlashHeadGenerator=1, Encoder=2), graph)
         wait_for_replicas("FlashHeadGenerator-tiny", 1)
         assert not all(stream.done() for stream in streams)

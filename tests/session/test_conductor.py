@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -35,7 +36,7 @@ def conductor(
 ) -> Conductor:
     timeline = ClipTimeline(*speech(seconds), GEOMETRY, "stream")
     settings = Limits.model_validate({"resume_timeout_s": 5.0, **limits})
-    return Conductor(spec(), timeline, generator, encoder, FakeClock(), settings, live=live)
+    return Conductor(replace(spec(), live=live), timeline, generator, encoder, FakeClock(), settings)
 
 
 async def played(running: Conductor) -> list[bytes]:

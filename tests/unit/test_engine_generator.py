@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from engines import NULL_GEOMETRY, NullEngine, engine, play, spec, speech, speech_encoder, stream_calls, until
 
+from serve_app.config import ModelSettings
+from serve_app.engine.admission import Admission
 from serve_app.engine.generator import GeneratorService
 from serve_app.engine.loop import EngineLoop
 from serve_app.engine.protocols import ChunkEngine
+from serve_app.engine.scheduler import Stage
 from serve_app.engine.state import SessionState
 from serve_app.errors import AtCapacity, InternalError, OutOfRange, ReplicaLost, SnapshotError, StaleCall
 from serve_app.types import AudioSlice, AudioWindow, ChunkCall
@@ -59,7 +62,9 @@ class Table:
         self.clock = FakeClock()
         self.speech = Speech()
         self.loop = EngineLoop(engine, 1, self.clock)
-        self.service = GeneratorService(self.loop, self.speech, places, 60.0, self.clock)
+        model = ModelSettings(name="null", max_sessions=places)
+        self.admission = Admission(model, engine.card, self.loop.costs, self.clock)
+        self.service = GeneratorService(self.loop, self.speech, self.admission, 60.0, self.clock)
 
 
 def with_table(
@@ -87,8 +92,8 @@ async def answer(table: Table, call: ChunkCall) -> list[np.ndarray | bytes]:
     return [item async for item in table.service.chunk(call)]
 
 
-async def opened(table: Table, session_id: str = "a", epoch: int = 1) -> None:
-    await table.service.open(spec("lite", session_id), epoch, None)
+async def opened(table: Table, session_id: str = "a", epoch: int = 1, live: bool = True) -> None:
+    await table.service.open(replace(spec("lite", session_id), live=live), epoch, None)
 
 
 def test_a_chunk_is_frames_then_snapshot() -> None:
@@ -265,6 +270,41 @@ def test_places_are_bounded_while_sessions_open() -> None:
         assert table.service.sessions == 2
 
     with_table(work, places=2)
+
+
+def slow(table: Table, chunk_s: float) -> None:
+    """From now on a chunk takes that long."""
+    for stage in Stage:
+        table.loop.costs.observe(stage, 1, chunk_s / (len(Stage) - 1 + 4))
+
+
+def test_a_stream_that_resumes_and_one_nobody_watches_need_no_place_in_real_time() -> None:
+    async def work(table: Table) -> None:
+        slow(table, 0.4)
+        await opened(table, "a")
+        await opened(table, "b")
+        with pytest.raises(AtCapacity, match="2 are made in real time"):
+            await opened(table, "c")
+        await opened(table, "video", live=False)
+        await opened(table, "resumed", epoch=2)
+        with pytest.raises(AtCapacity, match="all 4 places"):
+            await opened(table, "resumed too", epoch=2)
+        assert table.service.report() == {
+            "streams": 3,
+            "batch": 1,
+            "places": 2,
+            "capacity": 4,
+            "occupancy": pytest.approx(3 * 0.4 / (0.9 * 0.96)),
+            "busy": 0.0,
+            "refused": 2,
+        }
+        await table.service.close("a")
+        with pytest.raises(AtCapacity):
+            await opened(table, "c")
+        await table.service.close("b")
+        await opened(table, "c")
+
+    with_table(work, places=4)
 
 
 def test_a_failed_opening_leaves_no_session() -> None:
@@ -444,7 +484,9 @@ def test_on_the_real_engine_it_makes_what_the_engine_makes() -> None:
             return await asyncio.to_thread(speech_encoder().rows, window)
 
         clock = FakeClock()
-        service = GeneratorService(EngineLoop(machine, 1, clock), encode, 2, 60.0, clock)
+        loop = EngineLoop(machine, 1, clock)
+        admission = Admission(ModelSettings(name="lite"), machine.card, loop.costs, clock)
+        service = GeneratorService(loop, encode, admission, 60.0, clock)
         snapshot, found = None, []
         for epoch, call in enumerate(stream_calls(pcm, machine.geometry), start=1):
             await service.open(spec("lite"), epoch, snapshot)
