@@ -3,11 +3,15 @@
 # make test       all tests but the slow ones
 # make test-slow  the slow ones
 # make check      style and types
+# make image      build the container image IMAGE (cluster/Dockerfile); make push: push it
+# make manifests  copy the serve configs into cluster/overlays
 PYTHON ?= python3
 BIN := .venv/bin
+IMAGE ?= flashhead-serve:0.1.0
+BUILD_ARGS ?=
 INSTALLED := .venv/.installed
 
-.PHONY: run serve test test-slow check clean
+.PHONY: run serve test test-slow check image push manifests clean
 
 $(INSTALLED): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
@@ -30,6 +34,17 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+image:
+	docker build --file cluster/Dockerfile $(BUILD_ARGS) --tag $(IMAGE) .
+
+push:
+	docker push $(IMAGE)
+
+manifests:
+	cp configs/serve.4090.yaml cluster/overlays/single-4090/serve.yaml
+	cp configs/serve.fleet.yaml cluster/overlays/fleet/serve.yaml
+	cp configs/serve.cpu.yaml cluster/overlays/cpu-demo/serve.yaml
 
 clean:
 	rm -rf .venv out
