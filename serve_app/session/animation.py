@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from serve_app.config import Limits
 from serve_app.errors import OutOfRange
 from serve_app.media.uploads import Upload, UploadDecoder
 from serve_app.media.webm import finalise_webm, webm_header
+from serve_app.metrics import NullRecorder, Recorder
 from serve_app.session.conductor import Conductor, Deliver
+from serve_app.session.log import SessionLog
 from serve_app.session.protocols import Clock, Encoder, Generator
 from serve_app.session.timeline import ClipTimeline
+from serve_app.tracing import observed
 from serve_app.types import AudioEncodeMode, ContainerFormat, ModelCard, SessionSpec
 
 MAX_SEED = 2**63 - 1
@@ -24,7 +27,7 @@ class AnimationRequest:
     """What is asked for: the two files as uploaded, and how to animate them.
 
     ``steps`` is ``None`` for the model's own number. ``live`` says that somebody watches while the
-    video is made.
+    video is made. ``request_id`` is what log lines carry, empty where there is none.
     """
 
     session_id: str
@@ -36,11 +39,13 @@ class AnimationRequest:
     audio_encode: AudioEncodeMode
     face_crop: bool
     live: bool
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What plays an animation: the model served, what generates, what encodes, what decodes uploads."""
+    """What plays an animation: the model served, what generates, what encodes, what decodes uploads, and
+    who is told how it goes."""
 
     card: ModelCard
     generator: Generator
@@ -48,12 +53,13 @@ class Stage:
     decoder: UploadDecoder
     clock: Clock
     limits: Limits
+    recorder: Recorder = field(default_factory=NullRecorder)
 
 
 class Animation:
     """A decoded request, ready to run once, either streamed or into a file."""
 
-    def __init__(self, request: AnimationRequest, upload: Upload, stage: Stage) -> None:
+    def __init__(self, request: AnimationRequest, upload: Upload, stage: Stage, log: SessionLog) -> None:
         self._stage = stage
         self._container: ContainerFormat = request.container
         self._pcm48 = upload.pcm48
@@ -67,7 +73,9 @@ class Animation:
             stage.clock,
             stage.limits,
             container=request.container,
+            log=log,
         )
+        log.accepted(self.timeline.frame_count)
 
     @staticmethod
     async def prepare(request: AnimationRequest, stage: Stage) -> Animation:
@@ -77,15 +85,17 @@ class Animation:
             MalformedInput, TooLarge, UnsupportedMedia, OutOfRange: what is wrong with the request.
         """
         _check_steps(request.steps, stage.card)
+        log = SessionLog(request.session_id, request.request_id, stage.card.name, stage.clock, stage.recorder)
         geometry = stage.card.geometry
-        upload = await stage.decoder.decode(
-            request.image,
-            request.audio,
-            height=geometry.height,
-            width=geometry.width,
-            face_crop=request.face_crop,
-        )
-        return Animation(request, upload, stage)
+        with observed(stage.recorder, "decode_upload"):
+            upload = await stage.decoder.decode(
+                request.image,
+                request.audio,
+                height=geometry.height,
+                width=geometry.width,
+                face_crop=request.face_crop,
+            )
+        return Animation(request, upload, stage, log)
 
     async def stream(self, deliver: Deliver) -> None:
         """Give ``deliver`` a live WebM: the header together with the first cluster, then cluster after

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
@@ -26,15 +25,15 @@ from typing import TypeVar
 
 from serve_app.config import Limits
 from serve_app.errors import AtCapacity, FlashHeadError, FramesLost, ReplicaLost, SlowClient, Unavailable
+from serve_app.session.log import SessionLog
 from serve_app.session.protocols import Clock, Encoder, Frames, Generator, GeneratorSession
 from serve_app.session.timeline import ChunkPlan, Timeline
+from serve_app.tracing import observed, tracer
 from serve_app.types import ChunkCall, ContainerFormat, SessionSpec
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Deliver = Callable[[bytes], Awaitable[None]]
-Waiting = asyncio.Queue["asyncio.Task[bytes] | Exception | None"]
+Waiting = asyncio.Queue["tuple[ChunkPlan, asyncio.Task[bytes]] | Exception | None"]
 """Chunks being encoded, in order; at the end ``None`` or the error that stopped their making."""
 
 AGAIN_EPOCH = 1
@@ -45,7 +44,7 @@ RETRY_PAUSE_S = 0.1
 class Phase(enum.Enum):
     """Where a session stands. ``LOST`` is between losing a replica and opening on the next."""
 
-    NEW = "new"
+    OPENING = "opening"
     RUNNING = "running"
     LOST = "lost"
     ENDED = "ended"
@@ -61,6 +60,7 @@ class Conductor:
         clock: monotonic time, for playout slack and for giving up.
         limits: bounds on waiting clusters, on a stalled reader and on the search for a replica.
         container: what ``deliver`` is given: WebM clusters or MP4 samples, one item per chunk.
+        log: what operators are told; nobody is, where absent.
 
     Chunks of a live session carry the playout time they have left; others wait their turn.
     """
@@ -74,8 +74,9 @@ class Conductor:
         clock: Clock,
         limits: Limits,
         container: ContainerFormat = "webm",
+        log: SessionLog | None = None,
     ) -> None:
-        self.phase = Phase.NEW
+        self.phase = Phase.OPENING
         self.resumptions = 0
         """How often the session was opened again after losing its replica."""
         self._spec = spec
@@ -85,6 +86,8 @@ class Conductor:
         self._clock = clock
         self._limits = limits
         self._container: ContainerFormat = container
+        self._log = log or SessionLog(spec.session_id, "", spec.model, clock)
+        self._lost_by = ""
         self._session: GeneratorSession | None = None
         self._snapshot: bytes | None = None
         self._epoch = 0
@@ -102,22 +105,41 @@ class Conductor:
                 chunk lost its replica ``max_losses_per_chunk`` times.
             SlowClient: ``deliver`` took longer than ``client_stall_s``.
         """
+        with self._log.running():
+            self._enter(Phase.OPENING)
+            await self._conduct(deliver)
+
+    async def _conduct(self, deliver: Deliver) -> None:
         waiting: Waiting = asyncio.Queue(self._limits.max_waiting_clusters)
         producer = asyncio.create_task(self._produce(waiting))
         try:
             while (item := await waiting.get()) is not None:
                 if isinstance(item, Exception):
                     raise item
-                await self._deliver(deliver, await item)
+                plan, encoding = item
+                await self._deliver(deliver, plan, await encoding)
         finally:
             self.phase = Phase.ENDED
             await _cancel_all({producer, *self._encodes})
             if self._session is not None:
                 await self._session.close()
 
-    async def _deliver(self, deliver: Deliver, cluster: bytes) -> None:
-        if self._playout_start_s is None:
-            self._playout_start_s = self._clock.now()
+    def _enter(self, phase: Phase) -> None:
+        self.phase = phase
+        self._log.state(phase.value)
+
+    async def _deliver(self, deliver: Deliver, plan: ChunkPlan, cluster: bytes) -> None:
+        slack_s = self._slack_s(plan)
+        with observed(self._log.recorder, "deliver"):
+            await self._hand_over(deliver, cluster)
+        # Nobody plays what has not arrived: a reader that got a cluster late, or took it late, plays what
+        # follows that much later.
+        start_s = self._clock.now() - plan.start_ms / 1000
+        known_s = self._playout_start_s
+        self._playout_start_s = start_s if known_s is None else max(known_s, start_s)
+        self._log.delivered(plan, None if slack_s is None else max(0.0, -slack_s))
+
+    async def _hand_over(self, deliver: Deliver, cluster: bytes) -> None:
         try:
             async with asyncio.timeout(self._limits.client_stall_s):
                 await deliver(cluster)
@@ -132,7 +154,8 @@ class Conductor:
         try:
             index = 0
             while (plan := await self._timeline.plan(index)) is not None:
-                await self._make_chunk(plan, waiting)
+                with tracer.start_as_current_span("chunk", attributes={"chunk": index}):
+                    await self._make_chunk(plan, waiting)
                 index += 1
         except Exception as error:
             end = error
@@ -144,23 +167,28 @@ class Conductor:
         handed_over = False
         losses = 0
         while True:
-            session = await self._opened()
+            session = await self._opened(plan)
+            called_s = self._clock.now()
             try:
                 async with aclosing(session.chunk(self._call(plan, self._epoch))) as answers:
                     frames = await self._answer(anext(answers))
+                    making_s = self._clock.now() - called_s
                     if not handed_over:
                         handed_over = True
-                        await waiting.put(self._start_encoding(plan, frames, before))
+                        await waiting.put((plan, self._start_encoding(plan, frames, before)))
                     del frames
+                    advancing_s = self._clock.now()
                     self._snapshot = await self._answer(anext(answers))
+                self._log.made(plan, making_s + self._clock.now() - advancing_s)
                 return
             except ReplicaLost as error:
                 losses += 1
                 self._lose(plan, losses, error)
 
     def _lose(self, plan: ChunkPlan, losses: int, error: ReplicaLost) -> None:
-        logger.warning("session %s lost its replica: %s", self._spec.session_id, error)
-        self._session, self.phase = None, Phase.LOST
+        self._log.lost(plan.index, error)
+        self._session, self._lost_by = None, error.code
+        self._enter(Phase.LOST)
         if losses >= self._limits.max_losses_per_chunk:
             raise Unavailable(
                 f"chunk {plan.index} lost its replica {losses} times, the last time by: {error}",
@@ -177,7 +205,7 @@ class Conductor:
             async with asyncio.timeout(timeout_s):
                 return await answer
         except TimeoutError:
-            raise ReplicaLost(f"no answer within {timeout_s:g} s") from None
+            raise ReplicaLost(f"no answer within {timeout_s:g} s", code="no_answer") from None
 
     def _call(self, plan: ChunkPlan, epoch: int) -> ChunkCall:
         return ChunkCall(
@@ -200,13 +228,15 @@ class Conductor:
             return 0.0
         return self._playout_start_s + plan.start_ms / 1000 - self._clock.now()
 
-    async def _opened(self) -> GeneratorSession:
+    async def _opened(self, plan: ChunkPlan) -> GeneratorSession:
         if self._session is None:
             self._epoch += 1
             lost = self.phase is Phase.LOST
             self._session = await self._open(self._spec, self._epoch, self._snapshot, patient=lost)
-            self.resumptions += self.phase is Phase.LOST
-            self.phase = Phase.RUNNING
+            if lost:
+                self.resumptions += 1
+                self._log.resumed(plan.index, self._lost_by)
+            self._enter(Phase.RUNNING)
         return self._session
 
     async def _open(
@@ -216,8 +246,9 @@ class Conductor:
         patience = _Patience(self._clock, self._limits)
         while True:
             try:
-                opening = self._generator.open(spec, epoch, snapshot)
-                return await self._answer(opening, self._limits.resume_timeout_s)
+                with tracer.start_as_current_span("open", attributes={"epoch": epoch}):
+                    opening = self._generator.open(spec, epoch, snapshot)
+                    return await self._answer(opening, self._limits.resume_timeout_s)
             except (ReplicaLost, AtCapacity) as error:
                 if isinstance(error, AtCapacity) and not patient:
                     raise
@@ -253,7 +284,9 @@ class Conductor:
             )
             try:
                 async with aclosing(session.chunk(call)) as answers:
-                    return await self._answer(anext(answers))
+                    frames = await self._answer(anext(answers))
+                self._log.resumed(plan.index, FramesLost.default_code)
+                return frames
             except ReplicaLost as error:
                 await patience.wait(error)
             finally:

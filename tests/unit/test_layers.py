@@ -10,12 +10,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "serve_app"
 
-BASE = {"types", "errors", "config", "metrics"}
+BASE = {"types", "errors", "config", "metrics", "tracing"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
     "config": set(),
     "metrics": set(),
+    "tracing": {"metrics"},
     "model": BASE,
     "engine": BASE | {"model"},
     "media": BASE,
