@@ -111,6 +111,10 @@ class NullEngine:
         """It is as fast at once as ever."""
         return self.chunk_s
 
+    def memory_bytes(self) -> dict[str, int]:
+        """It has no GPU."""
+        return {}
+
     def _take(self, operation: str) -> None:
         time.sleep(self.chunk_s * SHARES[operation])
 

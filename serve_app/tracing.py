@@ -22,6 +22,13 @@ def trace_alone() -> contextvars.Context:
     return alone
 
 
+def past_span(name: str, parent: context.Context, seconds: float, attributes: dict[str, int]) -> None:
+    """A span that ends now and began ``seconds`` ago, below the span of ``parent``."""
+    end_ns = time.time_ns()
+    span = tracer.start_span(name, parent, attributes=attributes, start_time=end_ns - int(seconds * 1e9))
+    span.end(end_ns)
+
+
 @contextmanager
 def observed(recorder: Recorder, stage: str) -> Iterator[None]:
     """What is done within is a stage of a chunk: a span, and, where it succeeds, a measurement."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -18,6 +19,7 @@ from serve_app.engine.warm_up import until_steady
 from serve_app.model.audio_features import AudioFeatures
 from serve_app.model.checkpoint import load_audio_features
 from serve_app.model.presets import checkpoint_root, preset
+from serve_app.tracing import observed
 from serve_app.types import MODEL_RATE_HZ, AudioWindow
 
 WARM_UP_WINDOW = AudioWindow(np.zeros(8 * MODEL_RATE_HZ, np.float32), first_row=165, end_row=200)
@@ -35,7 +37,8 @@ class AudioEncoder:
 
     def __init__(self, models: tuple[ModelSettings, ...]) -> None:
         join_serve_logging()
-        phases = StartPhases("wav2vec2", IMPORTED_S, ServeRecorder())
+        self._recorder = ServeRecorder()
+        phases = StartPhases("wav2vec2", IMPORTED_S, self._recorder)
         phases.since_began("imports")
         loaded: dict[tuple[str, str, str], AudioFeatures] = {}
         self._features: dict[str, AudioFeatures] = {}
@@ -54,5 +57,11 @@ class AudioEncoder:
 
     async def rows(self, model: str, window: AudioWindow) -> np.ndarray:
         """The feature rows a window asks for: ``[end_row - first_row, blocks, channels]`` float32."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._features[model].rows, window)
+        in_trace = contextvars.copy_context().run
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, in_trace, self._rows, model, window
+        )
+
+    def _rows(self, model: str, window: AudioWindow) -> np.ndarray:
+        with observed(self._recorder, "audio_encode"):
+            return self._features[model].rows(window)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -11,7 +12,9 @@ import numpy as np
 
 from serve_app.config import VideoSettings
 from serve_app.deployments.logs import join_serve_logging
+from serve_app.deployments.metrics import ServeRecorder
 from serve_app.media.chunk_encoder import ChunkEncoder, finalise_mp4
+from serve_app.tracing import observed
 from serve_app.types import EncodeJob
 
 T = TypeVar("T")
@@ -22,6 +25,7 @@ class Encoder:
 
     def __init__(self, video: VideoSettings, threads: int = 1) -> None:
         join_serve_logging()
+        self._recorder = ServeRecorder()
         self._video = video
         self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="encode")
 
@@ -31,7 +35,12 @@ class Encoder:
         ``frames`` is ``[frame_count, height * 3 // 2, width]`` uint8 yuv420p, ``None`` for a closing
         cluster that holds sound alone.
         """
-        return await self._run(lambda: ChunkEncoder(self._video, height, width).encode(frames, job))
+
+        def encoded() -> bytes:
+            with observed(self._recorder, "encode"):
+                return ChunkEncoder(self._video, height, width).encode(frames, job)
+
+        return await self._run(encoded)
 
     async def finalise_mp4(
         self, chunks: Sequence[bytes], pcm48: np.ndarray, height: int, width: int
@@ -40,4 +49,5 @@ class Encoder:
         return await self._run(lambda: finalise_mp4(height, width, chunks, pcm48))
 
     async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        in_trace = contextvars.copy_context().run
+        return await asyncio.get_running_loop().run_in_executor(self._threads, in_trace, work)

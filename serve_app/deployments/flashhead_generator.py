@@ -39,10 +39,11 @@ class FlashHeadGenerator:
 
     def __init__(self, model: ModelSettings, limits: Limits, audio_encoder: DeploymentHandle) -> None:
         join_serve_logging()
+        self._recorder = ServeRecorder()
         self._model = model
         self._limits = limits
         self._audio_encoder = audio_encoder
-        phases = StartPhases(model.name, IMPORTED_S, ServeRecorder())
+        phases = StartPhases(model.name, IMPORTED_S, self._recorder)
         phases.since_began("imports")
         self._engine = self.load_engine(model, phases)
         self._chunk_s = self._engine.warm_up()
@@ -61,7 +62,7 @@ class FlashHeadGenerator:
         """The session table; made on first use, because its tasks belong to the replica's event loop."""
         if self._running is None:
             clock = MonotonicClock()
-            loop = EngineLoop(self._engine, max_rows=self._model.max_rows, clock=clock)
+            loop = EngineLoop(self._engine, self._model.max_rows, clock, self._recorder)
             admission = Admission(
                 self._model,
                 self._engine.card,

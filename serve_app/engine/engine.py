@@ -7,7 +7,7 @@ holds states as values. Not to be used by two threads at once. Source: FlashHead
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -268,6 +268,17 @@ class Engine:
             assert following is not None
             state = following
             yield
+
+    def memory_bytes(self) -> Mapping[str, int]:
+        """Memory on its GPU, as torch's allocator counts it: ``allocated``, ``reserved`` and the ``peak`` of
+        allocated since the process began; nothing on a CPU."""
+        if self.device.type != "cuda":
+            return {}
+        return {
+            "allocated": torch.cuda.memory_allocated(self.device),
+            "reserved": torch.cuda.memory_reserved(self.device),
+            "peak": torch.cuda.max_memory_allocated(self.device),
+        }
 
     def _velocity(self, rows: Sequence[ChunkRow]) -> Tensor:
         x = torch.cat([row.x for row in rows])

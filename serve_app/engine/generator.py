@@ -9,6 +9,7 @@ speed: its caller has its snapshot and can go on anywhere. So whatever is unknow
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from serve_app.engine.reference import Reference
 from serve_app.engine.state import SessionState
 from serve_app.errors import ReplicaLost, StaleCall
 from serve_app.types import AudioSlice, AudioWindow, ChunkCall, SessionSpec
+
+logger = logging.getLogger(__name__)
 
 EncodeAudio = Callable[[AudioWindow], Awaitable[np.ndarray]]
 
@@ -138,6 +141,9 @@ class GeneratorService:
             raise _superseded(spec.session_id, epoch)
         session.held = held
         session.last_used_s = self._clock.now()
+        origin = "new" if snapshot is None else f"from a snapshot before chunk {held[0].index}"
+        ids = {"session_id": spec.session_id, "epoch": epoch, "chunk": held[0].index}
+        logger.info("session %s: open here, %s", spec.session_id, origin, extra=ids)
 
     async def chunk(self, call: ChunkCall) -> AsyncGenerator[np.ndarray | bytes, None]:
         """Yield two items: frames ``[frame_count, H * 3 // 2, W]`` uint8 yuv420p, then the snapshot
@@ -276,6 +282,8 @@ class GeneratorService:
             waiting = session.held is not None and session.call is None
             if waiting and session.last_used_s < limit:
                 self._end(session_id, session)
+                ids = {"session_id": session_id, "epoch": session.epoch}
+                logger.warning("session %s: forgotten, idle for %g s", session_id, self._idle_s, extra=ids)
 
 
 def _superseded(session_id: str, epoch: int) -> StaleCall:

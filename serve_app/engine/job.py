@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from opentelemetry import context
 
 from serve_app.engine.reference import Reference
 from serve_app.engine.scheduler import Job, Stage
@@ -25,12 +26,14 @@ class ChunkJob:
 
 
 class Entry:
-    """A job in the loop. ``frames`` and ``state`` are what its consumer waits for."""
+    """A job in the loop. ``frames`` and ``state`` are what its consumer waits for; ``trace`` is the trace
+    context of who asked for it."""
 
     def __init__(self, job: ChunkJob, key: int, now_s: float) -> None:
         loop = asyncio.get_running_loop()
         self.job = job
         self.key = key
+        self.trace = context.get_current()
         self.row: Any = None
         self.stage = Stage.BEGIN
         self.frames: asyncio.Future[np.ndarray] = loop.create_future()

@@ -23,6 +23,8 @@ from serve_app.engine.protocols import ChunkEngine, Clock
 from serve_app.engine.scheduler import Stage, StepCosts, StepPlan, schedule
 from serve_app.engine.state import SessionState
 from serve_app.errors import FlashHeadError, InternalError, ReplicaLost
+from serve_app.metrics import BATCH_SIZE, CHUNK_STEPS, GPU_MEMORY, STAGE_TIME, NullRecorder, Recorder
+from serve_app.tracing import past_span
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -38,15 +40,19 @@ class EngineLoop:
         engine: used by this loop's thread alone from now on.
         max_rows: rows of a denoising step.
         clock: what deadlines are measured on.
+        recorder: takes what its operations took.
     """
 
-    def __init__(self, engine: ChunkEngine, max_rows: int, clock: Clock) -> None:
+    def __init__(
+        self, engine: ChunkEngine, max_rows: int, clock: Clock, recorder: Recorder | None = None
+    ) -> None:
         self.engine = engine
         self.costs = StepCosts()
         self.busy_s = 0.0
         """Seconds the worker has worked since the loop was made."""
         self._max_rows = max_rows
         self._clock = clock
+        self._recorder = recorder or NullRecorder()
         self._entries: dict[int, Entry] = {}
         self._arrivals = 0
         self._changed = asyncio.Event()
@@ -144,9 +150,23 @@ class EngineLoop:
         self.busy_s += seconds
         if not any(isinstance(outcome, Exception) for outcome in outcomes):
             self.costs.observe(plan.stage, len(entries), seconds)
+            self._tell(plan.stage, entries, seconds)
         for entry, outcome in zip(entries, outcomes, strict=True):
             if entry.key in self._entries:
                 self._settle(entry, outcome)
+
+    def _tell(self, stage: Stage, entries: Sequence[Entry], seconds: float) -> None:
+        """Record an operation that has just succeeded."""
+        model = self.engine.card.name
+        self._recorder.record(STAGE_TIME, seconds, stage=stage.value)
+        if stage is Stage.DENOISE:
+            self._recorder.record(BATCH_SIZE, len(entries), model=model)
+        elif stage is Stage.DECODE:
+            self._recorder.record(CHUNK_STEPS, entries[0].job.state.steps, model=model)
+            for state, size in self.engine.memory_bytes().items():
+                self._recorder.record(GPU_MEMORY, size, model=model, state=state)
+        for entry in entries:
+            past_span(stage.value, entry.trace, seconds, {"rows": len(entries)})
 
     def _settle(self, entry: Entry, outcome: Outcome) -> None:
         """Move a job on by what its operation gave."""
@@ -196,7 +216,9 @@ class EngineLoop:
         except FlashHeadError as error:
             return error
         except Exception as error:
-            logger.exception("%s of session %s failed", stage.value, entry.job.call.session_id)
+            call = entry.job.call
+            ids = {"session_id": call.session_id, "chunk": call.index}
+            logger.exception("session %s: %s failed", call.session_id, stage.value, extra=ids)
             self._probe()
             failure = InternalError("a chunk could not be made; the server's log says why")
             failure.__cause__ = error

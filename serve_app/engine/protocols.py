@@ -6,7 +6,7 @@ ordinary implementations too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,6 +49,10 @@ class ChunkEngine(Protocol):
     def advance(self, row: Any) -> SessionState: ...
 
     def synchronise(self) -> None: ...
+
+    def memory_bytes(self) -> Mapping[str, int]:
+        """Memory on its GPU: ``allocated``, ``reserved``, and the ``peak`` of allocated; nothing on a CPU."""
+        ...
 
     def warm_up(self) -> float: ...
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from serve_app.errors import AtCapacity, FramesLost, ReplicaLost
+from serve_app.metrics import Metric
 from serve_app.types import ChunkCall, EncodeJob, Geometry, SessionSpec
 
 GEOMETRY = Geometry(height=32, width=32, frames=33, motion_frames=9)
@@ -41,6 +42,25 @@ class FakeClock:
     async def sleep(self, seconds: float) -> None:
         self.time += seconds
         await asyncio.sleep(0)
+
+
+@dataclass
+class ListRecorder:
+    """Keeps what it is given, and refuses what a metrics library would."""
+
+    taken: list[tuple[Metric, float, dict[str, str]]] = field(default_factory=list)
+
+    def record(self, metric: Metric, value: float, **tags: str) -> None:
+        assert set(tags) == set(metric.tags), f"{metric.name} recorded with {sorted(tags)}"
+        assert all(isinstance(tag, str) for tag in tags.values())
+        assert value > 0 or metric.kind != "counter"
+        self.taken.append((metric, value, tags))
+
+    def values(self, metric: Metric, **tags: str) -> list[float]:
+        """What was recorded of a metric with (at least) these tags, in order."""
+        return [
+            value for taken, value, given in self.taken if taken is metric and tags.items() <= given.items()
+        ]
 
 
 @dataclass

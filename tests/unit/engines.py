@@ -174,6 +174,7 @@ class NullEngine:
     log: list[tuple[str, list[str]]] = field(default_factory=list)
     fails: Callable[[str, list[str]], Exception | None] = lambda operation, sessions: None
     device_error: Exception | None = None
+    memory: dict[str, int] = field(default_factory=dict)
     geometry: Geometry = NULL_GEOMETRY
 
     @property
@@ -237,6 +238,9 @@ class NullEngine:
     def synchronise(self) -> None:
         if self.device_error is not None:
             raise self.device_error
+
+    def memory_bytes(self) -> dict[str, int]:
+        return self.memory
 
 
 class RecordedNoise:

@@ -16,6 +16,9 @@ from serve_app.engine.loop import EngineLoop
 from serve_app.engine.scheduler import Stage
 from serve_app.engine.state import SessionState
 from serve_app.errors import InternalError, OutOfRange, ReplicaLost, StaleCall
+from serve_app.metrics import BATCH_SIZE, CHUNK_STEPS, GPU_MEMORY, STAGE_TIME, Recorder
+
+from session.fakes import ListRecorder
 
 Item = np.ndarray | SessionState | None
 
@@ -37,10 +40,13 @@ async def collect(loop: EngineLoop, job: ChunkJob) -> list[Item]:
 
 
 def with_loop(
-    work: Callable[[EngineLoop], Awaitable[None]], engine: NullEngine, max_rows: int = 1
+    work: Callable[[EngineLoop], Awaitable[None]],
+    engine: NullEngine,
+    max_rows: int = 1,
+    recorder: Recorder | None = None,
 ) -> EngineLoop:
     """Run ``work`` on a loop and close it; nothing may be left running."""
-    loop = EngineLoop(engine, max_rows, StoppedClock())
+    loop = EngineLoop(engine, max_rows, StoppedClock(), recorder)
 
     async def main() -> None:
         try:
@@ -282,6 +288,39 @@ def test_other_work_runs_between_operations_on_the_same_thread() -> None:
     with_loop(work, engine)
     operations = [operation for operation, _ in engine.log]
     assert "other" in operations[2:-1]
+
+
+def test_what_is_recorded_of_a_chunk() -> None:
+    recorder = ListRecorder()
+    engine = NullEngine(steps=4, operation_s=0.002, memory={"allocated": 7, "reserved": 8, "peak": 9})
+
+    async def work(loop: EngineLoop) -> None:
+        await asyncio.gather(*(collect(loop, job(engine, name)) for name in "ab"))
+
+    with_loop(work, engine, max_rows=2, recorder=recorder)
+    stages = {stage.value: recorder.values(STAGE_TIME, stage=stage.value) for stage in Stage}
+    assert {stage: len(seconds) for stage, seconds in stages.items()} == {
+        "begin": 2,
+        "denoise": 4,
+        "decode": 2,
+        "advance": 2,
+    }
+    assert all(second >= 0.002 for seconds in stages.values() for second in seconds)
+    assert recorder.values(BATCH_SIZE, model="null") == [2, 2, 2, 2]
+    assert recorder.values(CHUNK_STEPS, model="null") == [4, 4]
+    assert recorder.values(GPU_MEMORY, model="null", state="peak") == [9, 9]
+
+
+def test_a_failed_operation_is_no_measurement() -> None:
+    recorder = ListRecorder()
+    engine = NullEngine(fails=lambda operation, sessions: OutOfRange("no") if operation == "decode" else None)
+
+    async def work(loop: EngineLoop) -> None:
+        with pytest.raises(OutOfRange):
+            await collect(loop, job(engine, "a"))
+
+    with_loop(work, engine, recorder=recorder)
+    assert recorder.values(STAGE_TIME, stage="denoise") and not recorder.values(STAGE_TIME, stage="decode")
 
 
 def test_measured_costs() -> None:
