@@ -2,53 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from serve_app.api.caller import Caller
 from serve_app.api.keys import KeyEntry, KeyRing
-from serve_app.api.problems import problem
+from serve_app.api.problems import Problems
 from serve_app.api.quota import Quotas
 from serve_app.errors import FlashHeadError, Unauthorized
-
-logger = logging.getLogger(__name__)
 
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """They need no key."""
 DENIAL = "websocket.http.response"
 """The ASGI extension that answers a WebSocket handshake with an ordinary HTTP response."""
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who a request is from.
-
-    Attributes:
-        name: the key's, never the key; for logs and metrics.
-        models: those the key may use; None for any.
-    """
-
-    name: str
-    models: tuple[str, ...] | None = None
-
-    def usable(self, served: Sequence[str]) -> tuple[str, ...]:
-        """The served models that are open to the caller, the default first."""
-        return tuple(name for name in served if self.models is None or name in self.models)
-
-
-ANONYMOUS = Caller("anonymous")
-"""Anybody, where no keys are required."""
-
-
-def caller(connection: HTTPConnection) -> Caller:
-    """Who a request or a WebSocket is from."""
-    found = getattr(connection.state, "caller", ANONYMOUS)
-    assert isinstance(found, Caller)
-    return found
 
 
 def route_path(scope: Scope) -> str:
@@ -65,13 +32,13 @@ class KeyGuard:
     """
 
     def __init__(
-        self, app: ASGIApp, ring: KeyRing, quotas: Quotas, stream_paths: frozenset[str], retry_after_s: int
+        self, app: ASGIApp, ring: KeyRing, quotas: Quotas, stream_paths: frozenset[str], problems: Problems
     ) -> None:
         self._app = app
         self._ring = ring
         self._quotas = quotas
         self._stream_paths = stream_paths
-        self._retry_after_s = retry_after_s
+        self._problems = problems
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or (scope["type"] == "http" and route_path(scope) in OPEN_PATHS):
@@ -82,7 +49,6 @@ class KeyGuard:
         try:
             entry = self._admit(scope)
         except FlashHeadError as refusal:
-            logger.info("%s: %d %s: %s", route_path(scope), refusal.status, refusal.code, refusal)
             await self._refuse(refusal, scope, receive, send)
             return
         scope["state"] = {**scope.get("state", {}), "caller": Caller(entry.name, entry.models)}
@@ -110,8 +76,9 @@ class KeyGuard:
         return scope["method"] == "POST" and route_path(scope) in self._stream_paths
 
     async def _refuse(self, refusal: FlashHeadError, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = self._problems.answer(HTTPConnection(scope), refusal)
         if scope["type"] == "http" or DENIAL in scope.get("extensions", {}):
-            await problem(refusal, self._retry_after_s)(scope, receive, send)
+            await answer(scope, receive, send)
         else:
             await WebSocketClose(refusal.ws_code, refusal.code)(scope, receive, send)
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 import uuid
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serve_app.api.access import caller
 from serve_app.api.backend import Backend, chosen_model
+from serve_app.api.caller import caller, request_id
 from serve_app.errors import ClientGone, FlashHeadError, OutOfRange, TooLarge
 from serve_app.session.animation import MAX_SEED, Animation, AnimationRequest
+from serve_app.tracing import trace_alone
 from serve_app.types import AudioEncodeMode, ContainerFormat, ModelCard
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PATH = "/animate"
@@ -87,13 +86,14 @@ def animate_router(backend: Backend) -> APIRouter:
             audio_encode=audio_encode,
             face_crop=face_crop,
             live=stream,
+            request_id=request_id(request),
+            caller=caller(request).name,
         )
         animation = await attendance.until_gone(request, Animation.prepare(wanted, stage))
         headers = _headers(wanted, stage.card, animation)
         if stream:
             return StreamedVideo(animation, headers, attendance)
         video = await attendance.until_gone(request, animation.render())
-        _log_end(headers, "whole")
         return Response(video, headers=headers, media_type=CONTENT_TYPES[format])
 
     return router
@@ -129,10 +129,8 @@ class StreamedVideo(Response):
         except FlashHeadError as error:
             if not started:
                 raise
-            logger.warning("stream %s cut short: %s", self.headers["x-session-id"], error)
             raise StreamCut(str(error)) from error
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-        _log_end(self.headers, "streamed")
 
 
 class StreamCut(Exception):
@@ -148,14 +146,14 @@ class Attendance:
     async def until_gone(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work``, cancelled as soon as the client disconnects or the request is cancelled.
 
-        ``work`` runs in a context of its own: calls made from it into the graph then each carry their own
-        request id, on which Serve's routers rely. It is given the time to close what it opened even where
-        the request is cancelled twice, as Serve does.
+        ``work`` runs in a context of its own, which has but the trace in common with the request's: calls
+        made from it into the graph then each carry their own request id, on which Serve's routers rely. It
+        is given the time to close what it opened even where the request is cancelled twice, as Serve does.
 
         Raises:
             ClientGone: the client closed its connection first.
         """
-        task = self._owned(work, contextvars.Context())
+        task = self._owned(work, trace_alone())
         gone = self._owned(_disconnected(request), contextvars.copy_context())
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -172,11 +170,6 @@ class Attendance:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _log_end(headers: Mapping[str, str], how: str) -> None:
-    details = [headers[name] for name in ("X-Session-Id", "X-FlashHead-Model", "X-FlashHead-Frames")]
-    logger.info("session %s: model %s, %s frames, %s", *details, how)
 
 
 async def _disconnected(request: Request) -> None:

@@ -16,7 +16,7 @@ from serve_app.api.animate import PATH, animate_router
 from serve_app.api.backend import Backend
 from serve_app.api.guard import UploadGuard
 from serve_app.api.keys import KeyRing
-from serve_app.api.problems import add_handlers
+from serve_app.api.problems import Problems, add_handlers
 from serve_app.api.quota import Quotas
 from serve_app.api.status import status_router
 from serve_app.config import CorsSettings, KeySettings
@@ -30,12 +30,14 @@ EXPOSED_HEADERS = (
     "X-FlashHead-Reproducible",
     "X-FlashHead-Frames",
     "X-FlashHead-Warnings",
+    "X-Request-Id",
 )
 """What a page of another origin may read of an answer."""
 
 
 def create_app(backend: Backend, keys: KeySettings, cors: CorsSettings) -> FastAPI:
     """The application over ``backend``, which it starts and closes with its own life."""
+    problems = Problems(backend.recorder, backend.limits.retry_after_s)
     ring = KeyRing(Path(keys.file), keys.reload_s) if keys.file is not None else None
 
     @asynccontextmanager
@@ -57,14 +59,14 @@ def create_app(backend: Backend, keys: KeySettings, cors: CorsSettings) -> FastA
     app.include_router(animate_router(backend))
     # The last added is the first to see a request: a browser's preflight has no key, and a page must be
     # able to read a refusal.
-    app.add_middleware(UploadGuard, limits=backend.limits, paths=STREAM_PATHS)
+    app.add_middleware(UploadGuard, limits=backend.limits, paths=STREAM_PATHS, problems=problems)
     if ring is not None:
         app.add_middleware(
             KeyGuard,
             ring=ring,
             quotas=Quotas(time.monotonic),
             stream_paths=STREAM_PATHS,
-            retry_after_s=backend.limits.retry_after_s,
+            problems=problems,
         )
     if cors.allow_origins:
         app.add_middleware(
@@ -74,5 +76,5 @@ def create_app(backend: Backend, keys: KeySettings, cors: CorsSettings) -> FastA
             allow_headers=["Authorization", "X-API-Key"],
             expose_headers=EXPOSED_HEADERS,
         )
-    add_handlers(app, backend.limits.retry_after_s)
+    add_handlers(app, problems)
     return app

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from serve_app.api.access import Caller
+from serve_app.api.caller import Caller
 from serve_app.config import Limits
 from serve_app.errors import Forbidden, OutOfRange
+from serve_app.metrics import Recorder
 from serve_app.session.animation import Stage
 from serve_app.types import ModelCard
 
@@ -16,6 +17,11 @@ class Backend(Protocol):
     """The graph, as the ingress sees it."""
 
     limits: Limits
+
+    @property
+    def recorder(self) -> Recorder:
+        """Takes what is measured of requests."""
+        ...
 
     @property
     def served(self) -> tuple[str, ...]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import asyncio
 
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.access import route_path
-from serve_app.api.problems import problem
+from serve_app.api.problems import Problems
 from serve_app.config import Limits
 from serve_app.errors import AtCapacity, FlashHeadError, MalformedInput, TooLarge
 
@@ -21,9 +22,10 @@ class UploadGuard:
     400 a body that is not complete within ``upload_timeout_s``.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, paths: frozenset[str], problems: Problems) -> None:
         self._app = app
         self._limits = limits
+        self._problems = problems
         self._paths = paths
         self.running = 0
 
@@ -32,7 +34,7 @@ class UploadGuard:
             await self._app(scope, receive, send)
             return
         if (refusal := self._refusal(scope)) is not None:
-            await problem(refusal, self._limits.retry_after_s)(scope, receive, send)
+            await self._problems.answer(HTTPConnection(scope), refusal)(scope, receive, send)
             return
         self.running += 1
         try:

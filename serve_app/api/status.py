@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from serve_app.api.access import caller
 from serve_app.api.backend import Backend
+from serve_app.api.caller import caller
 from serve_app.errors import Unavailable
 from serve_app.types import FPS, ModelCard
 

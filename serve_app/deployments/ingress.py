@@ -14,6 +14,7 @@ from serve_app.api.app import create_app
 from serve_app.config import CorsSettings, KeySettings, Limits
 from serve_app.deployments.handles import ServeEncoder, ServeGenerator
 from serve_app.deployments.logs import join_serve_logging
+from serve_app.deployments.metrics import ServeRecorder
 from serve_app.deployments.reader import ReaderCredit, ReaderLedger
 from serve_app.errors import Unavailable
 from serve_app.media.uploads import UploadDecoder
@@ -33,6 +34,7 @@ class ServeBackend:
         self, limits: Limits, generators: Mapping[str, DeploymentHandle], encoder: DeploymentHandle
     ) -> None:
         self.limits = limits
+        self.recorder = ServeRecorder()
         self._handles = generators
         self._generators = {model: ServeGenerator(handle) for model, handle in generators.items()}
         self._encoder = encoder
@@ -61,6 +63,7 @@ class ServeBackend:
             decoder=self._decoder,
             clock=MonotonicClock(),
             limits=self.limits,
+            recorder=self.recorder,
         )
 
     async def start(self) -> None:

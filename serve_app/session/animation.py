@@ -27,7 +27,8 @@ class AnimationRequest:
     """What is asked for: the two files as uploaded, and how to animate them.
 
     ``steps`` is ``None`` for the model's own number. ``live`` says that somebody watches while the
-    video is made. ``request_id`` is what log lines carry, empty where there is none.
+    video is made. ``request_id`` and the ``caller``'s name are what log lines carry, empty where there
+    are none.
     """
 
     session_id: str
@@ -40,6 +41,7 @@ class AnimationRequest:
     face_crop: bool
     live: bool
     request_id: str = ""
+    caller: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,13 @@ class Animation:
             MalformedInput, TooLarge, UnsupportedMedia, OutOfRange: what is wrong with the request.
         """
         _check_steps(request.steps, stage.card)
-        log = SessionLog(request.session_id, request.request_id, stage.card.name, stage.clock, stage.recorder)
+        ids = {
+            "session_id": request.session_id,
+            "request_id": request.request_id,
+            "caller": request.caller,
+            "model": stage.card.name,
+        }
+        log = SessionLog(ids, stage.clock, stage.recorder)
         geometry = stage.card.geometry
         with observed(stage.recorder, "decode_upload"):
             upload = await stage.decoder.decode(

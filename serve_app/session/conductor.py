@@ -86,7 +86,7 @@ class Conductor:
         self._clock = clock
         self._limits = limits
         self._container: ContainerFormat = container
-        self._log = log or SessionLog(spec.session_id, "", spec.model, clock)
+        self._log = log or SessionLog({"session_id": spec.session_id, "model": spec.model}, clock)
         self._lost_by = ""
         self._session: GeneratorSession | None = None
         self._snapshot: bytes | None = None

@@ -35,18 +35,15 @@ class SessionLog:
     """The account of one session, from the moment its request was accepted.
 
     Args:
-        session_id, request_id: what its lines carry; the request's is empty where there is none.
-        model: which generates it.
+        ids: what its lines and its span carry, ``session_id`` and ``model`` among them.
         clock: monotonic seconds.
         recorder: takes its metrics.
     """
 
-    def __init__(
-        self, session_id: str, request_id: str, model: str, clock: Clock, recorder: Recorder | None = None
-    ) -> None:
+    def __init__(self, ids: dict[str, str], clock: Clock, recorder: Recorder | None = None) -> None:
         self.recorder = recorder or NullRecorder()
-        self._ids = {"session_id": session_id, "request_id": request_id, "model": model}
-        self._model = model
+        self._ids = ids
+        self._model = ids["model"]
         self._clock = clock
         self._accepted_s = self._speech_s = clock.now()
         self._state: str | None = None

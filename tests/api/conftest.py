@@ -21,7 +21,7 @@ from serve_app.session.animation import Stage
 from serve_app.session.clock import MonotonicClock
 from serve_app.types import ModelCard
 
-from session.fakes import GEOMETRY, ChainGenerator, TextEncoder, speech
+from session.fakes import GEOMETRY, ChainGenerator, ListRecorder, TextEncoder, speech
 
 NO_KEYS, NO_CORS = KeySettings(), CorsSettings()
 CARD = ModelCard("null", GEOMETRY, 4, (2, 4), True, "no networks")
@@ -51,6 +51,7 @@ class FakeBackend:
     generator: ChainGenerator = field(default_factory=ChainGenerator)
     encoder: TextEncoder = field(default_factory=TextEncoder)
     decoder: FakeDecoder = field(default_factory=FakeDecoder)
+    recorder: ListRecorder = field(default_factory=ListRecorder)
     served: tuple[str, ...] = ("null", "late")
     loaded: tuple[str, ...] = ("null",)
 
@@ -61,7 +62,9 @@ class FakeBackend:
         if model not in self.loaded:
             raise Unavailable(f"model {model} is still loading", code="not_ready", value=model)
         card = self.cards()[model]
-        return Stage(card, self.generator, self.encoder, self.decoder, MonotonicClock(), self.limits)  # type: ignore[arg-type]
+        return Stage(
+            card, self.generator, self.encoder, self.decoder, MonotonicClock(), self.limits, self.recorder
+        )  # type: ignore[arg-type]
 
     async def start(self) -> None: ...
 

@@ -18,10 +18,13 @@ import yaml
 from starlette.types import Message, Receive, Scope, Send
 from websockets.sync.client import connect
 
-from serve_app.api.access import ANONYMOUS, Caller, KeyGuard, caller
+from serve_app.api.access import KeyGuard
+from serve_app.api.caller import ANONYMOUS, Caller, caller
 from serve_app.api.keys import KeyRing
+from serve_app.api.problems import Problems
 from serve_app.api.quota import Quotas
 from serve_app.config import CorsSettings, KeySettings
+from serve_app.metrics import NullRecorder
 
 from api.conftest import FakeBackend, serving
 from api.test_animate import assert_problem, files
@@ -240,7 +243,7 @@ def guarded(app: Any, file: Path, **entry: Any) -> KeyGuard:
     """A guard over ``app`` that knows the studio's key."""
     ring = KeyRing(Path(str(write(file, {"name": "studio", "key": STUDIO, **entry}).file)), RELOAD_S)
     ring.load()
-    return KeyGuard(app, ring, Quotas(time.monotonic), frozenset({"/animate"}), 5)
+    return KeyGuard(app, ring, Quotas(time.monotonic), frozenset({"/animate"}), Problems(NullRecorder(), 5))
 
 
 class websocket_server:

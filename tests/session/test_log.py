@@ -38,6 +38,8 @@ from session.fakes import (
     speech,
 )
 
+IDS = {"session_id": "s", "request_id": "r", "model": "null"}
+
 
 class Play:
     """A session of 5 s, six chunks, on a clock that tests move."""
@@ -46,7 +48,7 @@ class Play:
         self, generator: ChainGenerator, encoder: TextEncoder | None = None, live: bool = True
     ) -> None:
         self.recorder, self.clock = ListRecorder(), FakeClock()
-        self.log = SessionLog("s", "r", "null", self.clock, self.recorder)
+        self.log = SessionLog(IDS, self.clock, self.recorder)
         self.clock.time = 0.5
         self.log.accepted(125)
         self.taken: list[bytes] = []
@@ -97,11 +99,10 @@ def test_an_undisturbed_session(caplog: pytest.LogCaptureFixture) -> None:
     [since_request] = recorder.values(TIME_TO_FIRST_FRAME, since="request")
     [since_speech] = recorder.values(TIME_TO_FIRST_FRAME, since="speech")
     assert since_request == since_speech + 0.5 >= 1.0
-    ids = {"session_id": "s", "request_id": "r", "model": "null"}
     [accepted] = fields(caplog.records, "accepted")
     [first] = fields(caplog.records, "first frame")
     [ended] = fields(caplog.records, "completed")
-    assert all(ids.items() <= line.items() for line in (accepted, first, ended))
+    assert all(IDS.items() <= line.items() for line in (accepted, first, ended))
     assert accepted["frames"] == ended["frames"] == 125
     assert ended["real_time_factor"] == pytest.approx(0.5 / 0.96, abs=1e-3)
     assert ended["lateness_s"] == 0.0
