@@ -75,6 +75,10 @@ class ModelSettings(Settings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     attention: Literal["auto", "sdpa", "flash"] = "auto"
     compile: bool = False
+    """Compile the DiT's blocks at the start, or take them from ``compile_cache``."""
+    compile_cache: str = "auto"
+    """Directory in which replicas share compiled kernels; ``auto`` for ``compile-cache`` in the checkpoint's
+    directory (none with the embedded checkpoint), ``none`` to compile at every start."""
     threads: int | None = Field(None, ge=1)
     """CPU threads of the engine; torch's own choice where absent."""
     max_sessions: int = Field(4, ge=1)

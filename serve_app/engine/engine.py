@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from serve_app.config import ModelSettings
 from serve_app.engine import audio_cache
 from serve_app.engine.checks import check_call, check_features, check_spec, check_state
 from serve_app.engine.colour import match_colour, reference_statistics
+from serve_app.engine.kernel_cache import KernelCache, kernel_file
 from serve_app.engine.noise import GeneratorNoise, NoiseSource, NoiseStreams
 from serve_app.engine.precision import Execution, choose_execution, compile_blocks
 from serve_app.engine.reference import MomentsCache, Reference, portrait_video
@@ -56,6 +58,7 @@ class Engine:
         max_rows: rows of a step it will be given; more than one gives up the promise of equal bytes.
         noise: where noise comes from; seeded torch generators where absent.
         phases: of the start this engine is part of.
+        kernels: where compiled blocks come from and are kept; ``None`` where nothing is compiled or kept.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Engine:
         max_rows: int = 1,
         noise: NoiseSource | None = None,
         phases: StartPhases | None = None,
+        kernels: KernelCache | None = None,
     ) -> None:
         self.device = dit.patch_embedding.weight.device
         self.geometry = geometry
@@ -76,6 +80,7 @@ class Engine:
         self._vae = vae
         self._preset = preset
         self._max_rows = max_rows
+        self._kernels = kernels
         self._phases = phases or StartPhases(preset.name)
         self._noise = noise or GeneratorNoise(self.device, dit.dtype)
         self._moments = MomentsCache(PORTRAITS_KEPT)
@@ -101,7 +106,17 @@ class Engine:
         dit, vae = _load_networks(root, row, how, phases)
         if settings.compile:
             compile_blocks(dit)
-        return Engine(dit, vae, row, resolved_geometry(root, row), max_rows=settings.max_rows, phases=phases)
+        geometry = resolved_geometry(root, row)
+        file = kernel_file(settings, how, geometry, dit.config)
+        return Engine(
+            dit,
+            vae,
+            row,
+            geometry,
+            max_rows=settings.max_rows,
+            phases=phases,
+            kernels=KernelCache(file) if file else None,
+        )
 
     @torch.inference_mode()
     def open(self, spec: SessionSpec, epoch: int = 0) -> tuple[SessionState, Reference]:
@@ -242,7 +257,8 @@ class Engine:
         """Make silent chunks with every number of rows until their times agree, so that no session waits
         for kernels to be chosen or compiled. Seconds of a whole chunk alone, from begin to advance."""
         sessions = [self._silent_chunks(rows) for rows in range(self._max_rows, 0, -1)]
-        with self._phases.measure("first_chunk"):
+        kernels = self._kernels.applied() if self._kernels else nullcontext()
+        with self._phases.measure("first_chunk"), kernels:
             for chunks in sessions:
                 next(chunks)
         with self._phases.measure("warm_up"):
