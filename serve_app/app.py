@@ -60,9 +60,7 @@ def bind_graph(settings: AppSettings, audio_encoder: type, generator: type, enco
     return _bound(
         serve.ingress()(Ingress),
         "Ingress",
-        settings.limits,
-        settings.keys,
-        settings.cors,
+        settings,
         generators,
         _bound(encoder, "Encoder", settings.video),
         request_router_config={"request_router_class": IngressRouter},

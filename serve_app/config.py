@@ -54,6 +54,10 @@ class Limits(Settings):
     """How often one chunk may lose what makes it before its session ends: a chunk that kills every
     replica it is sent to must not take them all."""
     retry_after_s: int = Field(5, ge=1)
+    """When a refused client may come back, where nothing better is known."""
+    wake_wait_s: float = Field(30.0, ge=0)
+    """How long a request waits for a sleeping model. Where waking takes longer, going by the last time, it
+    is answered 503 at once with the time left."""
 
     @model_validator(mode="after")
     def _patient_calls(self) -> Limits:
@@ -91,6 +95,8 @@ class ModelSettings(Settings):
     """Rows per forward pass. 1 keeps the promise of same input, same bytes."""
     idle_session_s: float = Field(60.0, gt=0)
     """A session nobody has called for this long is forgotten; its ingress can resume it."""
+    may_sleep: bool = False
+    """Whether the model counts as ready without a replica: for ``min_replicas: 0``."""
 
 
 class ScalingSettings(Settings):

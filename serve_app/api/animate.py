@@ -75,7 +75,8 @@ def animate_router(backend: Backend) -> APIRouter:
                 accepted=["format=mp4&stream=false", "format=webm&stream=true", "format=webm&stream=false"],
             )
         limits = backend.limits
-        stage = backend.stage(chosen_model(backend, caller(request), model))
+        served = chosen_model(backend, caller(request), model)
+        stage = await attendance.until_gone(request, backend.stage(served))
         wanted = AnimationRequest(
             session_id=uuid.uuid4().hex,
             image=await _file(image, "image", limits.max_image_bytes),

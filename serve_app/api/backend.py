@@ -29,14 +29,18 @@ class Backend(Protocol):
         ...
 
     def cards(self) -> Mapping[str, ModelCard]:
-        """The models that are loaded and warm."""
+        """The models that have been loaded and warm at least once."""
         ...
 
-    def stage(self, model: str) -> Stage:
-        """What plays an animation with a served model.
+    def ready(self, model: str) -> bool:
+        """Whether a served model has a replica to serve it, or sleeps as it may."""
+        ...
+
+    async def stage(self, model: str) -> Stage:
+        """What plays an animation with a served model; a sleeping one is woken and waited for.
 
         Raises:
-            Unavailable: the model is not loaded yet.
+            Unavailable: the model is not loaded yet, or takes longer to wake up than a request may wait.
         """
         ...
 

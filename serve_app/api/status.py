@@ -23,10 +23,10 @@ def status_router(backend: Backend) -> APIRouter:
     async def health() -> dict[str, str]:
         return {"status": "alive"}
 
-    @router.get("/ready", summary="Every model is loaded and warm; 503 until then")
+    @router.get("/ready", summary="Every model has a warm replica, or sleeps as it may; 503 otherwise")
     async def ready() -> dict[str, str]:
-        if missing := [name for name in backend.served if name not in backend.cards()]:
-            logger.info("not ready: %s not loaded yet", ", ".join(missing))
+        if missing := [name for name in backend.served if not backend.ready(name)]:
+            logger.info("not ready: no replica of %s", ", ".join(missing))
             raise Unavailable("not ready", code="not_ready")
         return {"status": "ready"}
 
@@ -34,18 +34,18 @@ def status_router(backend: Backend) -> APIRouter:
     async def models(request: Request) -> dict[str, Any]:
         cards = backend.cards()
         usable = caller(request).usable(backend.served)
-        return {"models": [_entry(name, cards.get(name)) for name in usable]}
+        return {"models": [_entry(name, cards.get(name), backend.ready(name)) for name in usable]}
 
     return router
 
 
-def _entry(name: str, card: ModelCard | None) -> dict[str, Any]:
+def _entry(name: str, card: ModelCard | None, ready: bool) -> dict[str, Any]:
     if card is None:
         return {"name": name, "ready": False}
     geometry = card.geometry
     return {
         "name": name,
-        "ready": True,
+        "ready": ready,
         "description": card.description,
         "width": geometry.width,
         "height": geometry.height,

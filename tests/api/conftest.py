@@ -58,7 +58,10 @@ class FakeBackend:
     def cards(self) -> Mapping[str, ModelCard]:
         return {name: replace(CARD, name=name) for name in self.loaded}
 
-    def stage(self, model: str) -> Stage:
+    def ready(self, model: str) -> bool:
+        return model in self.loaded
+
+    async def stage(self, model: str) -> Stage:
         if model not in self.loaded:
             raise Unavailable(f"model {model} is still loading", code="not_ready", value=model)
         card = self.cards()[model]
