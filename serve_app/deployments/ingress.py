@@ -14,7 +14,7 @@ from serve_app.deployments.handles import ServeEncoder, ServeGenerator
 from serve_app.deployments.logs import join_serve_logging
 from serve_app.deployments.metrics import ServeRecorder
 from serve_app.deployments.reader import ReaderCredit, ReaderLedger
-from serve_app.deployments.router import running_replicas
+from serve_app.deployments.replica_sets import running_replicas
 from serve_app.deployments.served_model import ServedModel
 from serve_app.media.uploads import UploadDecoder
 from serve_app.session.animation import Stage

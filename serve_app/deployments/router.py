@@ -18,13 +18,13 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
-from weakref import WeakValueDictionary
 
-from ray.serve._private.common import DeploymentID, ReplicaID
+from ray.serve._private.common import ReplicaID
 from ray.serve._private.request_router.common import PendingRequest
 from ray.serve._private.request_router.replica_wrapper import RunningReplica
 from ray.serve.request_router import RequestRouter
 
+from serve_app.deployments.replica_sets import note_router
 from serve_app.errors import AtCapacity, ReplicaLost
 
 PIN, EXCLUDE = "=", "!"
@@ -54,16 +54,6 @@ def free_places(report: Mapping[str, float]) -> float:
     return min(report["places"] - streams, report["capacity"] - streams - report["batch"])
 
 
-_routers: WeakValueDictionary[DeploymentID, PinnedRouter] = WeakValueDictionary()
-
-
-def running_replicas(deployment: DeploymentID) -> int:
-    """Replicas of a deployment that take calls, as this process's router knows them; 0 before its first
-    call."""
-    router = _routers.get(deployment)
-    return len(router.curr_replicas) if router is not None else 0
-
-
 class PinnedRouter(RequestRouter):
     """Routes by session.
 
@@ -74,7 +64,7 @@ class PinnedRouter(RequestRouter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        _routers[self._deployment_id] = self
+        note_router(self._deployment_id, self)
         self._placed: defaultdict[str, list[float]] = defaultdict(list)
         self._reports: dict[str, dict[str, Any]] = {}
 
