@@ -8,10 +8,12 @@ from typing import Any
 import pydantic
 import pytest
 import yaml
+from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
 from serve_app.app import build_app, generator_name
 from serve_app.config import AppSettings
+from serve_app.deployments.autoscaling import StreamScaling
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -59,6 +61,20 @@ def test_it_configures_each_deployment_of_the_graph(config: dict[str, Any]) -> N
     for deployment in application["deployments"]:
         assert ("num_replicas" in deployment) != ("autoscaling_config" in deployment)
         assert "num_cpus" in deployment["ray_actor_options"]
+
+
+def test_generators_scale_by_their_streams(config: dict[str, Any]) -> None:
+    [application] = config["applications"]
+    deployments = {deployment["name"]: deployment for deployment in application["deployments"]}
+    for model in AppSettings.model_validate(application["args"]).models:
+        scaling = AutoscalingConfig.model_validate(
+            deployments[generator_name(model.name)]["autoscaling_config"]
+        )
+        policy = scaling.policy.get_policy()
+        assert policy.__name__ == StreamScaling.__name__
+        assert policy(**scaling.policy.policy_kwargs)
+        assert scaling.upscale_delay_s == scaling.downscale_delay_s == 0
+        assert model.may_sleep == (scaling.min_replicas == 0)
 
 
 def test_the_graph_builds_from_its_args(config: dict[str, Any]) -> None:
