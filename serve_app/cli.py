@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from serve_app import __version__
-from serve_app.errors import FlashHeadError
+from serve_app.errors import FlashHeadError, Unavailable
 
 DEFAULT_CONFIG = Path("configs/serve.yaml")
 START_TIMEOUT_S = 300.0
+TRY_AGAIN = 75
+"""sysexits' EX_TEMPFAIL."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,6 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_animation_options(demo)
     demo.set_defaults(command=_demo)
 
+    download = commands.add_parser("download", help="download released weights and check them")
+    _add_download_options(download)
+    download.set_defaults(command=_download)
+
     check = commands.add_parser(
         "check-weights", help="say which models a directory holds, from headers alone"
     )
@@ -79,6 +85,18 @@ def _add_animation_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="denoising steps; the model's own if absent")
     parser.add_argument("--audio-encode", choices=["stream", "once"], default="stream")
     parser.add_argument("--face-crop", action="store_true", help="crop the portrait around its largest face")
+
+
+def _add_download_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--models", type=lambda names: names.split(","), default=["lite"], help="lite, pro or lite,pro"
+    )
+    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="checkpoint directory to fill")
+    parser.add_argument("--endpoint", metavar="URL", help="a mirror of the hub; else HF_ENDPOINT")
+    token = parser.add_mutually_exclusive_group()
+    token.add_argument("--token", help="access token of the hub; else HF_TOKEN")
+    token.add_argument("--token-file", type=Path, metavar="FILE", help="file that holds the token")
+    parser.add_argument("--revision", help="of the FlashHead repository, in place of the release known here")
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -155,6 +173,23 @@ def _write(out: Path, video: bytes, summary: str) -> int:
     out.write_bytes(video)
     print(f"{out}: {summary}, {len(video):,} bytes")
     return 0
+
+
+def _download(options: argparse.Namespace) -> int:
+    """``TRY_AGAIN`` where the same command later may do what it could not do now."""
+    from serve_app.client.download import download
+    from serve_app.client.hub import Hub
+    from serve_app.model.weight_report import check_weights
+
+    token = options.token_file.read_text().strip() if options.token_file else options.token
+    try:
+        download(options.models, options.to, Hub(options.endpoint, token), options.revision)
+    except Unavailable as error:
+        print(f"flashhead-serve: {error}; the same command goes on from here", file=sys.stderr)
+        return TRY_AGAIN
+    report = check_weights(options.to).of(options.models)
+    print(report.to_text())
+    return 0 if all(preset.complete for preset in report.presets) else 1
 
 
 def _check_weights(options: argparse.Namespace) -> int:

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
 from serve_app.model.parts import Fault, Part, dit_part, vae_part, wav2vec2_part
-from serve_app.model.presets import PRESETS, RELEASE_DIR, WAV2VEC2_DIR, Preset
-
-RELEASED_BYTES = {
-    f"{RELEASE_DIR}/Model_Lite/config.json": 357,
-    f"{RELEASE_DIR}/Model_Lite/diffusion_pytorch_model.safetensors": 6_107_542_048,
-    f"{RELEASE_DIR}/Model_Pro/config.json": 353,
-    f"{RELEASE_DIR}/Model_Pro/diffusion_pytorch_model.safetensors": 6_030_864_656,
-    f"{RELEASE_DIR}/VAE_LTX/config.json": 501,
-    f"{RELEASE_DIR}/VAE_LTX/diffusion_pytorch_model.safetensors": 1_676_798_532,
-    f"{RELEASE_DIR}/VAE_Wan/Wan2.1_VAE.pth": 507_609_880,
-    f"{WAV2VEC2_DIR}/config.json": 1_596,
-    f"{WAV2VEC2_DIR}/model.safetensors": 377_607_901,
-}
-"""Sizes of the published files (FlashHead spec section 1). A file of another size can still be fine: a
-conversion to another precision, or another model in the same layout."""
+from serve_app.model.presets import PRESETS, Preset
+from serve_app.model.released_files import RELEASED_BYTES
 
 State = Literal["complete", "missing", "truncated", "unreadable", "does not fit"]
 
@@ -76,6 +64,10 @@ class WeightReport:
     def complete(self) -> bool:
         """Whether any preset could be loaded."""
         return any(preset.complete for preset in self.presets)
+
+    def of(self, models: Sequence[str]) -> WeightReport:
+        """The same about ``models`` alone."""
+        return WeightReport(self.root, tuple(preset for preset in self.presets if preset.name in models))
 
     def to_text(self) -> str:
         """The report for people, one line per file; presets that need the same files stand together."""

@@ -20,7 +20,8 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 from serve_app.model.dit import UNUSED_PARAMETERS, DiT, DiTConfig
 from serve_app.model.parts import dit_part
 from serve_app.model.presets import preset
-from serve_app.model.weight_report import RELEASED_BYTES, check_weights
+from serve_app.model.released_files import RELEASED_BYTES
+from serve_app.model.weight_report import check_weights
 
 Tree = dict[str, tuple[int, ...]]
 
