@@ -30,6 +30,11 @@ def generator_name(model: str) -> str:
     return f"FlashHeadGenerator-{model}"
 
 
+def deployment_names(settings: AppSettings) -> tuple[str, ...]:
+    """The names of all deployments of the graph."""
+    return ("Ingress", "AudioEncoder", "Encoder", *(generator_name(model.name) for model in settings.models))
+
+
 def build_app(args: dict[str, Any]) -> Application:
     """The application: Ingress over one FlashHeadGenerator a model, AudioEncoder and Encoder.
 

@@ -8,10 +8,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from serve_app import __version__
 from serve_app.errors import FlashHeadError, Unavailable
+
+if TYPE_CHECKING:
+    from serve_app.client.server import Overrides
 
 DEFAULT_CONFIG = Path("configs/serve.yaml")
 START_TIMEOUT_S = 300.0
@@ -65,6 +68,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("directory", type=Path)
     check.set_defaults(command=_check_weights)
+
+    config = commands.add_parser("check-config", help="say what is wrong with a Serve config")
+    config.add_argument("file", type=Path)
+    config.add_argument("--strict", action="store_true", help="warnings fail, too")
+    config.add_argument("--gpus", type=int, metavar="N", help="check that the fewest replicas fit on N GPUs")
+    config.set_defaults(command=_check_config)
+
+    key = commands.add_parser("new-key", help="make an API key, and its entry for a key file")
+    key.add_argument("name", help="whose it is, as logs and metrics will say")
+    key.set_defaults(command=_new_key)
     return parser
 
 
@@ -74,6 +87,9 @@ def _add_server_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--host", help="address to listen on, in place of the config's")
     parser.add_argument("--port", type=int, help="port to listen on, in place of the config's")
+    access = parser.add_mutually_exclusive_group()
+    access.add_argument("--keys", type=Path, metavar="FILE", help="key file; every request then needs a key")
+    access.add_argument("--insecure-no-keys", action="store_true", help="let anybody in, on any address")
 
 
 def _add_animation_options(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +118,13 @@ def _add_download_options(parser: argparse.ArgumentParser) -> None:
 def _serve(options: argparse.Namespace) -> int:
     from serve_app.client.server import run_server
 
-    return run_server(options.config, options.host, options.port)
+    return run_server(options.config, _overrides(options))
+
+
+def _overrides(options: argparse.Namespace) -> Overrides:
+    from serve_app.client.server import Overrides
+
+    return Overrides(options.host, options.port, options.keys, options.insecure_no_keys)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -111,7 +133,7 @@ def _demo(options: argparse.Namespace) -> int:
     _container(options.out)
     log = options.out.with_suffix(".log")
     print(f"starting the graph of {options.config}; its log is {log}", flush=True)
-    with running_server(options.config, options.host, options.port, START_TIMEOUT_S, log) as url:
+    with running_server(options.config, _overrides(options), START_TIMEOUT_S, log) as url:
         return _animate_remotely(url, options)
 
 
@@ -198,6 +220,24 @@ def _check_weights(options: argparse.Namespace) -> int:
     report = check_weights(options.directory)
     print(report.to_text())
     return 0 if report.complete else 1
+
+
+def _check_config(options: argparse.Namespace) -> int:
+    from serve_app.check.report import check_config
+
+    report = check_config(options.file.read_text("utf-8"), options.gpus)
+    print(report.to_text(str(options.file)))
+    return int(report.fails(options.strict))
+
+
+def _new_key(options: argparse.Namespace) -> int:
+    """The key goes to the terminal, its entry to standard output and so into a file."""
+    from serve_app.api.keys import key_entry, new_key
+
+    entry = key_entry(options.name, key := new_key())
+    print(f"{options.name}'s key, shown this once: {key}", file=sys.stderr)
+    print(entry, end="")
+    return 0
 
 
 if __name__ == "__main__":

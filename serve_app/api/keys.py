@@ -47,6 +47,17 @@ def new_key() -> str:
     return f"fh_{secrets.token_urlsafe(32)}"
 
 
+def key_entry(name: str, key: str) -> str:
+    """A key file with one entry: the hash of ``key``.
+
+    Raises:
+        ConfigError: the name is none for a key.
+    """
+    if not re.fullmatch(NAME, name):
+        raise ConfigError(f"name {name!r}: up to 64 letters, digits and - . _, a letter or digit first")
+    return yaml.safe_dump({"keys": [{"name": name, "key": f"{HASHED}{digest(key)}"}]}, sort_keys=False)
+
+
 def digest(key: str) -> str:
     """SHA-256 of a key, in hexadecimal. Keys are random and long: a slower hash would protect nothing."""
     return hashlib.sha256(key.encode("utf-8")).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,6 +18,8 @@ from serve_app.media.webm_reader import ClusterReader
 Progress = Callable[[int, int], None]
 """Told the frames made so far and the frames in all."""
 
+KEY_VARIABLE = "FLASHHEAD_API_KEY"
+"""Environment variable with the API key to show; a command line would show it to everybody."""
 READY_POLL_S = 0.25
 READY_ANSWER_S = 5.0
 
@@ -61,7 +64,7 @@ def animate(
     """The finished video of ``image`` speaking ``audio``, made by the server at ``url``.
 
     ``fields`` are form fields of ``POST /animate``. A WebM is streamed, so that ``progress`` can be
-    told, and made seekable here; an MP4 comes whole.
+    told, and made seekable here; an MP4 comes whole. The API key is that of ``FLASHHEAD_API_KEY``.
 
     Raises:
         ServerError: the server refused; its problem document's words.
@@ -71,13 +74,24 @@ def animate(
     form = {**{key: str(value) for key, value in fields.items()}, "stream": str(streamed).lower()}
     with image.open("rb") as portrait, audio.open("rb") as speech:
         files = {"image": (image.name, portrait), "audio": (audio.name, speech)}
+        request: dict[str, Any] = {
+            "data": form,
+            "files": files,
+            "headers": _credentials(),
+            "timeout": timeout_s,
+        }
         try:
-            with httpx.stream("POST", f"{url}/animate", data=form, files=files, timeout=timeout_s) as answer:
+            with httpx.stream("POST", f"{url}/animate", **request) as answer:
                 if answer.status_code != httpx.codes.OK:
                     raise _server_error(answer)
                 return _collect(answer, progress) if streamed else answer.read()
         except httpx.TransportError as error:
             raise Unavailable(f"{url}: {error}") from error
+
+
+def _credentials() -> dict[str, str]:
+    key = os.environ.get(KEY_VARIABLE)
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _collect(answer: httpx.Response, progress: Progress) -> bytes:

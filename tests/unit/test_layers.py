@@ -24,14 +24,15 @@ ALLOWED = {
     "api": BASE | {"media", "session"},
     "deployments": BASE | {"model", "engine", "media", "session", "api"},
     "app": BASE | {"deployments"},
-    "client": BASE | {"model", "engine", "media", "session"},
-    "cli": BASE | {"client", "model", "session"},
+    "client": BASE | {"model", "engine", "media", "session", "api"},
+    "check": BASE | {"api", "app", "client"},
+    "cli": BASE | {"client", "check", "model", "session", "api"},
 }
 """What each layer may import of the package; itself always."""
 
 FORBIDDEN = {
     "ray": BASE | {"model", "engine", "media", "session", "api", "client", "cli"},
-    "torch": BASE | {"media", "session", "api", "app", "cli"},
+    "torch": BASE | {"media", "session", "api", "app", "check", "cli"},
     "av": set(ALLOWED) - {"media"},
 }
 """Third-party packages and the layers that must not know them."""

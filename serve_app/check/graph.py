@@ -1,0 +1,113 @@
+"""A config against the graph it is for: its settings, its deployments and what they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path as File
+from typing import Any
+
+from serve_app.api.keys import read_keys
+from serve_app.app import deployment_names, generator_name
+from serve_app.check.findings import Finding, Path, error, unknown, warning
+from serve_app.check.gpus import gpu_share
+from serve_app.check.schema import applications, attempt, mappings, unknown_keys
+from serve_app.client.address import APPLICATION, address, is_public
+from serve_app.config import AppSettings
+from serve_app.errors import ConfigError
+
+HAND_OVER_S = 10.0
+"""What a replica that goes away needs at least to finish its chunks in progress."""
+
+
+def check_graph(config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Every application of this project in a config."""
+    for path, application in applications(config):
+        imported = application.get("import_path")
+        if imported == APPLICATION:
+            yield from _check_application(config, application, path)
+        elif isinstance(imported, str) and imported.startswith("serve_app"):
+            yield error((*path, "import_path"), f"{imported!r} is not there; accepted: {APPLICATION}")
+        else:
+            yield warning((*path, "import_path"), "another application; only Serve's schema is checked")
+
+
+def _check_application(
+    config: Mapping[str, Any], application: Mapping[str, Any], path: Path
+) -> Iterator[Finding]:
+    given = application.get("args", {})
+    yield from unknown_keys(given, AppSettings, (*path, "args"))
+    settings, findings = attempt(lambda: AppSettings.model_validate(given), given, (*path, "args"))
+    yield from findings
+    if settings is None:
+        return
+    yield from _check_names(settings, application, path)
+    yield from _check_streams(config, settings, application, path)
+    yield from _check_devices(settings, application, path)
+    yield from _check_keys(config, settings, path)
+
+
+def _check_names(settings: AppSettings, application: Mapping[str, Any], path: Path) -> Iterator[Finding]:
+    expected = deployment_names(settings)
+    seen: set[str] = set()
+    for where, deployment in _sections(application, path):
+        name = str(deployment.get("name"))
+        if name not in expected:
+            yield error((*where, "name"), unknown(name, expected))
+        elif name in seen:
+            yield error((*where, "name"), f"{name} is configured twice")
+        seen.add(name)
+    for name in sorted(set(expected) - seen):
+        yield warning(
+            (*path, "deployments"), f"{name} is not listed: it gets one replica, one CPU and no GPU"
+        )
+
+
+def _check_streams(
+    config: Mapping[str, Any], settings: AppSettings, application: Mapping[str, Any], path: Path
+) -> Iterator[Finding]:
+    http = config.get("http_options")
+    timeout_s = http.get("request_timeout_s") if isinstance(http, Mapping) else None
+    longest_s = settings.limits.max_audio_s
+    if isinstance(timeout_s, int | float) and timeout_s < longest_s:
+        message = f"{timeout_s:g} s cuts streams short; accepted: null, or max_audio_s={longest_s:g} at least"
+        yield error(("http_options", "request_timeout_s"), message)
+    for where, deployment in _sections(application, path):
+        grace_s = deployment.get("graceful_shutdown_timeout_s")
+        if isinstance(grace_s, int | float) and grace_s < HAND_OVER_S:
+            message = f"{grace_s:g} s is too short to hand streams over; {HAND_OVER_S:g} s at least"
+            yield warning((*where, "graceful_shutdown_timeout_s"), message)
+
+
+def _check_devices(settings: AppSettings, application: Mapping[str, Any], path: Path) -> Iterator[Finding]:
+    devices = {generator_name(model.name): model.device for model in settings.models}
+    for where, deployment in _sections(application, path):
+        device = devices.get(str(deployment.get("name")), "auto")
+        share = gpu_share(deployment)
+        if device.startswith("cuda") and not share:
+            yield warning(
+                (*where, "ray_actor_options"), f"device={device} without num_gpus: Ray may hide all GPUs"
+            )
+        if device == "cpu" and share:
+            yield warning(
+                (*where, "ray_actor_options", "num_gpus"), "device=cpu does not use the GPU it takes"
+            )
+
+
+def _check_keys(config: Mapping[str, Any], settings: AppSettings, path: Path) -> Iterator[Finding]:
+    where = (*path, "args", "keys")
+    host, _ = address(config)
+    if settings.keys.file is not None and File(settings.keys.file).exists():
+        try:
+            read_keys(File(settings.keys.file))
+        except ConfigError as broken:
+            yield error((*where, "file"), broken.message)
+    if settings.keys.file is not None or not is_public(host):
+        return
+    if settings.keys.required is None:
+        yield error(where, f"no keys on {host}, which others reach; set keys.file, or keys.required: false")
+    else:
+        yield warning(where, f"anybody who reaches {host} may use the server")
+
+
+def _sections(application: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    return mappings(application.get("deployments"), (*path, "deployments"))
