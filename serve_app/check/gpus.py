@@ -30,7 +30,11 @@ def fewest_gpus(config: Mapping[str, Any]) -> int:
     """GPUs that hold the fewest replicas of every deployment, each replica's share on one of them: the
     largest first, where it fits first."""
     shares = sorted(
-        (gpu_share(deployment) for _, deployment in deployments(config) for _ in range(_fewest(deployment))),
+        (
+            gpu_share(deployment)
+            for _, deployment in deployments(config)
+            for _ in range(fewest_replicas(deployment))
+        ),
         reverse=True,
     )
     whole = sum(int(share) for share in shares if share >= 1)
@@ -51,7 +55,8 @@ def gpu_share(deployment: Mapping[str, Any]) -> float:
     return share if isinstance(share, int | float) else 0
 
 
-def _fewest(deployment: Mapping[str, Any]) -> int:
+def fewest_replicas(deployment: Mapping[str, Any]) -> int:
+    """Replicas a deployment always has."""
     scaling = deployment.get("autoscaling_config")
     count = scaling.get("min_replicas") if isinstance(scaling, Mapping) else deployment.get("num_replicas")
     return count if isinstance(count, int) else 1

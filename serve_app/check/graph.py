@@ -9,7 +9,7 @@ from typing import Any
 from serve_app.api.keys import read_keys
 from serve_app.app import deployment_names, generator_name
 from serve_app.check.findings import Finding, Path, error, unknown, warning
-from serve_app.check.gpus import gpu_share
+from serve_app.check.gpus import fewest_replicas, gpu_share
 from serve_app.check.schema import applications, attempt, mappings, unknown_keys
 from serve_app.client.address import APPLICATION, address, is_public
 from serve_app.config import AppSettings
@@ -42,7 +42,7 @@ def _check_application(
         return
     yield from _check_names(settings, application, path)
     yield from _check_streams(config, settings, application, path)
-    yield from _check_devices(settings, application, path)
+    yield from _check_generators(settings, application, path)
     yield from _check_keys(config, settings, path)
 
 
@@ -78,11 +78,16 @@ def _check_streams(
             yield warning((*where, "graceful_shutdown_timeout_s"), message)
 
 
-def _check_devices(settings: AppSettings, application: Mapping[str, Any], path: Path) -> Iterator[Finding]:
-    devices = {generator_name(model.name): model.device for model in settings.models}
+def _check_generators(settings: AppSettings, application: Mapping[str, Any], path: Path) -> Iterator[Finding]:
+    models = {generator_name(model.name): model for model in settings.models}
     for where, deployment in _sections(application, path):
-        device = devices.get(str(deployment.get("name")), "auto")
-        share = gpu_share(deployment)
+        model = models.get(str(deployment.get("name")))
+        if model is None:
+            continue
+        device, share = model.device, gpu_share(deployment)
+        if not model.may_sleep and fewest_replicas(deployment) == 0:
+            message = f"min_replicas=0 needs may_sleep: true of model {model.name}, or it is often not ready"
+            yield error((*where, "autoscaling_config"), message)
         if device.startswith("cuda") and not share:
             yield warning(
                 (*where, "ray_actor_options"), f"device={device} without num_gpus: Ray may hide all GPUs"

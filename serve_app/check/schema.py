@@ -18,7 +18,8 @@ T = TypeVar("T")
 def check_schema(config: Mapping[str, Any]) -> Iterator[Finding]:
     """Unknown keys anywhere, and what Serve refuses when it is deployed."""
     yield from unknown_keys(config, ServeDeploySchema, ())
-    yield from attempt(lambda: ServeDeploySchema.model_validate(config), config, ())[1]
+    _, findings = attempt(lambda: ServeDeploySchema.model_validate(config), config, ())
+    yield from (finding for finding in findings if finding.severity == "error")
     for path, deployment in deployments(config):
         scaling = deployment.get("autoscaling_config")
         if isinstance(scaling, Mapping):
@@ -79,10 +80,11 @@ def _scaling(given: Mapping[str, Any], path: Path) -> list[Finding]:
 
 
 def attempt(make: Callable[[], T], given: Any, path: Path) -> tuple[T | None, list[Finding]]:
-    """What ``make`` makes of ``given``, unless it refuses; and what it complains of."""
+    """What ``make`` makes of ``given``, unless it refuses; and what it refuses now or will one day."""
     made, findings = None, []
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", FutureWarning)
         try:
             made = make()
         except ValidationError as refused:

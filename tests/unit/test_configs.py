@@ -208,6 +208,11 @@ ERRORS: dict[str, tuple[Plant, str, str]] = {
         "applications[0].args.keys",
         "no keys on 0.0.0.0",
     ),
+    "sleep": (
+        lambda c: generator(c)["autoscaling_config"].update(min_replicas=0),
+        "applications[0].deployments[2].autoscaling_config",
+        "may_sleep",
+    ),
     "no applications": (lambda c: c.pop("applications"), "applications", "Field required"),
 }
 
