@@ -1,0 +1,203 @@
+"""Training: stopped and taken up again it gives the same weights, and what it writes is loaded as any
+checkpoint is."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from serve_app.model.audio_features import AudioFeatures
+from serve_app.model.checkpoint import load_audio_features, load_dit, load_vae, resolved_geometry
+from serve_app.model.dit import DiT, DiTConfig
+from serve_app.model.presets import preset
+
+from training.autoencoder import in_two_dimensions, inflate, new_autoencoder, reconstruction_losses
+from training.checkpoint import RECORD, write_checkpoint
+from training.generator import DIT, flow_losses, hold_motion
+from training.loop import Losses, Run, Stage
+from training.speech_encoder import MouthReader
+
+CPU = torch.device("cpu")
+FOREVER = float("inf")
+
+
+class Points(Dataset[dict[str, Tensor]]):
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        x = torch.randn(3, generator=torch.Generator().manual_seed(index))
+        return {"x": x, "y": x.sum(0, keepdim=True)}
+
+
+def line(steps: int = 12) -> Stage:
+    torch.manual_seed(0)
+    network = nn.Linear(3, 1)
+
+    def losses(batch: dict[str, Tensor]) -> Losses:
+        noise = 0.1 * torch.randn_like(batch["x"])
+        return {"loss": (network(batch["x"] + noise) - batch["y"]).square().mean()}
+
+    return Stage("line", network, Points(), losses, batch=4, steps=steps, rate=0.05)
+
+
+def trained(folder: Path) -> tuple[Tensor, Tensor]:
+    run = Run(line(), folder)
+    run.train(FOREVER)
+    raw = run.stage.network.weight.detach().clone()
+    run.finish()
+    return raw, run.stage.network.weight.detach()
+
+
+def test_a_stopped_run_gives_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    expected = trained(whole)
+    stopped = Run(line(), parts)
+    steps = iter(range(5))
+    step = stopped._step
+
+    def counted(batch: Any) -> dict[str, float]:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return step(batch)
+
+    stopped._step = counted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        stopped.train(FOREVER)
+    stopped.save()
+    assert Run(line(), parts).progress.step == 5
+    for one, other in zip(expected, trained(parts), strict=True):
+        assert one.equal(other)
+
+
+def test_a_run_stops_when_its_time_is_up(tmp_path: Path) -> None:
+    run = Run(line(), tmp_path)
+    run.train(time.monotonic() - 1)
+    assert run.progress.step == 0
+    assert not run.done
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    run = Run(line(steps=200), tmp_path)
+    run.train(FOREVER)
+    assert run.done
+    assert run.progress.last["loss"] < 0.2
+    lines = [json.loads(text) for text in (tmp_path / "line.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in lines] == list(range(25, 201, 25))
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> Any:
+    torch.manual_seed(0)
+    return new_autoencoder().eval()
+
+
+def picture() -> Tensor:
+    return torch.randn(1, 3, 1, 128, 128, generator=torch.Generator().manual_seed(1)).tanh()
+
+
+@torch.no_grad()
+def test_two_dimensions_give_what_three_do(autoencoder: Any) -> None:
+    clip = picture() * torch.linspace(1, -1, 9).view(1, 1, -1, 1, 1)
+    z = autoencoder.encode(clip).latent_dist.mean
+    made = autoencoder.decode(z).sample
+    with in_two_dimensions(autoencoder):
+        torch.testing.assert_close(autoencoder.encode(clip).latent_dist.mean, z)
+        torch.testing.assert_close(autoencoder.decode(z).sample, made)
+
+
+@torch.no_grad()
+def test_an_inflated_network_makes_still_clips_of_pictures(autoencoder: Any) -> None:
+    z = autoencoder.encode(picture()).latent_dist.mean
+    single = autoencoder.decode(z).sample
+    inflate(autoencoder)
+    clip = picture().expand(-1, -1, 17, -1, -1)
+    encoded = autoencoder.encode(clip).latent_dist.mean
+    torch.testing.assert_close(encoded, z.expand_as(encoded))
+    torch.testing.assert_close(
+        autoencoder.decode(encoded).sample, single.expand_as(clip), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_the_autoencoder_s_loss_falls(autoencoder: Any) -> None:
+    optimiser = torch.optim.Adam(autoencoder.parameters(), 1e-3)
+    losses = []
+    for _ in range(4):
+        with in_two_dimensions(autoencoder):
+            loss = reconstruction_losses(autoencoder, picture() * 0.3, torch.ones(1, 1, 1, 128, 128))["loss"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def batch(opening: float) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+
+    def noise(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    return {
+        "latent": noise(4, 64, 5, 4, 4),
+        "reference": noise(4, 64, 1, 4, 4),
+        "motion": noise(4, 64, 2, 4, 4),
+        "windows": noise(4, 33, 5, 4, 96),
+        "opening": torch.full((4,), opening),
+    }
+
+
+def test_a_stream_s_first_chunk_holds_the_portrait_alone() -> None:
+    data = batch(opening=1.0)
+    x, made = hold_motion(torch.zeros(4, 64, 5, 4, 4), data)
+    assert x[:, :, :1].equal(data["reference"])
+    assert not x[:, :, 1:].any()
+    assert made.flatten(1).sum(1).tolist() == [4.0] * 4
+
+
+def test_later_chunks_hold_what_was_carried_over() -> None:
+    data = {key: value.repeat_interleave(16, 0) for key, value in batch(opening=0.0).items()}
+    torch.manual_seed(0)
+    x, made = hold_motion(torch.zeros(64, 64, 5, 4, 4), data)
+    latents_made = made.flatten(1).sum(1)
+    assert set(latents_made.tolist()) == {3.0, 4.0}
+    assert (latents_made == 3).float().mean() > 0.75
+    held = (made == 0).expand_as(x)
+    assert ((x - data["motion"].repeat(1, 1, 3, 1, 1)[:, :, :5])[held]).abs().max() < 1
+
+
+def test_the_generator_s_loss_reaches_every_parameter_it_uses() -> None:
+    torch.manual_seed(0)
+    dit = DiT(DiTConfig.from_dict(DIT))
+    flow_losses(dit, batch(opening=0.0))["loss"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in dit.parameters())
+
+
+def test_what_is_written_is_loaded_as_a_checkpoint(tmp_path: Path, autoencoder: Any) -> None:
+    torch.manual_seed(0)
+    reader = MouthReader()
+    dit = DiT(DiTConfig.from_dict(DIT))
+    write_checkpoint(tmp_path, dit, autoencoder, reader.network, {"seed": 1})
+    tiny = preset("tiny")
+    loaded = load_dit(tmp_path, tiny, CPU, torch.float32)
+    vae = load_vae(tmp_path, tiny, CPU, torch.float32)
+    speech = load_audio_features(tmp_path, tiny, CPU)
+    geometry = resolved_geometry(tmp_path, tiny)
+    assert vae.latent_shape(geometry.frames, geometry.height, geometry.width) == (64, 5, 4, 4)
+    assert (speech.layers, speech.channels) == (loaded.config.audio_blocks, loaded.config.audio_channels)
+    for name, tensor in dit.state_dict().items():
+        assert loaded.state_dict()[name].equal(tensor.half().float())
+    samples = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    with torch.no_grad():
+        heard = speech.encode(torch.from_numpy(samples))
+        expected = AudioFeatures(reader.network.eval()).encode(torch.from_numpy(samples))
+    torch.testing.assert_close(heard, expected, atol=0.02, rtol=0.02)
+    assert json.loads((tmp_path / RECORD).read_text()) == {"seed": 1}
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) < 20e6

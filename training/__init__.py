@@ -1,0 +1,1 @@
+"""Makes and trains the embedded ``tiny`` checkpoint; see training/README.md."""

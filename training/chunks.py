@@ -1,0 +1,148 @@
+"""Talks cut into the chunks a generator makes, encoded once: latents, speech features, the portrait.
+
+A talk gives consecutive chunks, some from its very beginning. They are written in shards, so that a stopped
+run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from serve_app.engine.audio_cache import CONTEXT_ROWS
+from serve_app.model.audio_features import AudioFeatures, window_index
+from serve_app.model.vae import LTXVideoVAE
+
+from training.autoencoder import in_two_dimensions
+from training.pictures import as_video
+from training.talks import WINDOW_FRAMES, Talk, sample_talk
+
+FRAMES, MOTION_FRAMES = 33, 9
+SLICE_FRAMES = FRAMES - MOTION_FRAMES
+CHUNKS_PER_TALK = 3
+TALKS_PER_SHARD = 10
+_LATEST_FIRST_CHUNK = 8
+
+Shard = dict[str, Tensor]
+"""``latents [talks, chunks, C, T, h, w]``, ``reference [talks, C, 1, h, w]``, both as the encoder's means,
+``features [talks, chunks, 35, blocks, channels]``, ``first [talks]`` index of the first chunk and
+``portrait [talks, side, side, 3]`` uint8."""
+
+
+class TalkEncoder:
+    """The trained encoders, and where what they encode is kept.
+
+    Args:
+        vae, speech: trained, on one device.
+        folder: of the shards.
+        seed: of the talks.
+    """
+
+    def __init__(self, vae: LTXVideoVAE, speech: AudioFeatures, folder: Path, seed: int) -> None:
+        self._vae = vae
+        self._speech = speech
+        self._folder = folder
+        self._seed = seed
+
+    def encode(self, talks: int, until_s: float) -> bool:
+        """Write the shards of ``talks`` talks that are not there; whether all are, when
+        ``time.monotonic()`` passes ``until_s``."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for shard in range(talks // TALKS_PER_SHARD):
+            path = self._folder / f"{shard:05}.pt"
+            if path.is_file():
+                continue
+            if time.monotonic() >= until_s:
+                return False
+            numbers = range(shard * TALKS_PER_SHARD, (shard + 1) * TALKS_PER_SHARD)
+            parts = [self._talk(number) for number in numbers]
+            torch.save(
+                {key: torch.stack([part[key] for part in parts]) for key in parts[0]}, f"{path}.partial"
+            )
+            os.replace(f"{path}.partial", path)
+        return True
+
+    @torch.inference_mode()
+    def _talk(self, number: int) -> Shard:
+        random = np.random.default_rng((self._seed, number, 2))
+        first = 0 if random.random() < 0.25 else int(random.integers(1, _LATEST_FIRST_CHUNK + 1))
+        talk = sample_talk((self._seed, number), SLICE_FRAMES * (first + CHUNKS_PER_TALK))
+        chunks = range(first, first + CHUNKS_PER_TALK)
+        portrait = talk.video(-1, 1)
+        return {
+            "latents": torch.cat([self._latent(talk.video(*_span(chunk))) for chunk in chunks]).half(),
+            "reference": self._latent(portrait)[0].half(),
+            "features": torch.stack([self._features(talk, chunk) for chunk in chunks]).half(),
+            "first": torch.tensor(first),
+            "portrait": torch.from_numpy(portrait[0]),
+        }
+
+    def _latent(self, frames: np.ndarray) -> Tensor:
+        video = as_video(frames)[None].to(self._vae.network.device)
+        with in_two_dimensions(self._vae.network):
+            return self._vae.moments(video)[0].cpu()
+
+    def _features(self, talk: Talk, chunk: int) -> Tensor:
+        window = torch.from_numpy(talk.window((chunk + 1) * SLICE_FRAMES))
+        rows = self._speech.encode(window.to(self._speech.network.device))
+        return rows[WINDOW_FRAMES - FRAMES - CONTEXT_ROWS :].cpu()
+
+
+def _span(chunk: int) -> tuple[int, int]:
+    """First frame of a chunk in its talk, and how many."""
+    return chunk * SLICE_FRAMES - MOTION_FRAMES, FRAMES
+
+
+class Chunks(Dataset[dict[str, Tensor]]):
+    """Encoded chunks in random order; latents are normalised.
+
+    Items: ``latent [C, T, h, w]``, ``reference [C, 1, h, w]``, ``windows [33, 5, blocks, channels]``,
+    ``opening`` 1 for the first chunk of a talk, and ``motion [C, 2, h, w]``, the latents carried over.
+
+    Args:
+        folder: of the shards.
+        seed: of the order.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        shards = [torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))]
+        self.data: Any = {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}
+        self._seed = seed
+        self.mean, self.std = _statistics(self.data["latents"].float())
+        for key in ("latents", "reference"):
+            self.data[key] = (self.data[key].float() - self.mean) / self.std
+        self.data["motion"] = self.data["latents"][:, :, :, :2].clone()
+        self._index = window_index(0, WINDOW_FRAMES)[-FRAMES:] - (WINDOW_FRAMES - FRAMES - CONTEXT_ROWS)
+
+    def use_motion(self, motion: Tensor) -> None:
+        """Every other item carries over ``motion [talks, chunks, C, 2, h, w]`` instead of the true one;
+        talks it is not given for are left out."""
+        for key, value in self.data.items():
+            self.data[key] = value[: len(motion)]
+        self.data["own_motion"] = motion
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        random = np.random.default_rng((self._seed, index))
+        talks, chunks = self.data["latents"].shape[:2]
+        talk, chunk = int(random.integers(talks)), int(random.integers(chunks))
+        motion = "own_motion" if index % 2 and "own_motion" in self.data else "motion"
+        return {
+            "latent": self.data["latents"][talk, chunk],
+            "reference": self.data["reference"][talk],
+            "windows": self.data["features"][talk, chunk][self._index].float(),
+            "motion": self.data[motion][talk, chunk],
+            "opening": ((self.data["first"][talk] + chunk) == 0).float(),
+        }
+
+
+def _statistics(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, ``[C, 1, 1, 1]``."""
+    std, mean = torch.std_mean(latents, dim=(0, 1, 3, 4, 5))
+    return mean.view(-1, 1, 1, 1), std.view(-1, 1, 1, 1)

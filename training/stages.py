@@ -1,0 +1,187 @@
+"""The stages of training: what each trains, on what, for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serve_app.model.audio_features import AudioFeatures
+from serve_app.model.dit import DiT, DiTConfig
+from serve_app.model.vae import LTXVideoVAE
+
+from training.autoencoder import in_two_dimensions, inflate, new_autoencoder, reconstruction_losses
+from training.chunks import Chunks
+from training.generator import DIT, flow_losses
+from training.loop import Losses, Run, Stage
+from training.pictures import Clips, Pictures
+from training.speech_encoder import MouthReader
+from training.talks import Windows
+
+SEED = 20_260_415
+_DISTURBANCE = 0.15
+"""Of latents, while the decoder learns: about what the generator's own differ by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """Steps of a stage, and items of a step."""
+
+    steps: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How much is trained: lengths of the stages, and talks that are encoded."""
+
+    pictures: Length
+    clips: Length
+    speech: Length
+    talks: int
+    generator: Length
+    correction: Length
+
+
+SCALES = {
+    "cpu": Scale(Length(1100, 16), Length(2600, 4), Length(1200, 6), 400, Length(2500, 16), Length(600, 16)),
+    "gpu": Scale(
+        Length(6000, 32), Length(12000, 16), Length(6000, 16), 4000, Length(20000, 64), Length(6000, 64)
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """Where training happens.
+
+    Attributes:
+        folder: of everything it writes.
+        device: of the networks.
+        workers: processes that make data.
+        scale: how much is trained.
+    """
+
+    folder: Path
+    device: torch.device
+    workers: int
+    scale: Scale
+
+    @property
+    def talks(self) -> Path:
+        """The shards of encoded talks."""
+        return self.folder / "talks"
+
+    @property
+    def rollouts(self) -> Path:
+        """Motion latents the generator handed on."""
+        return self.folder / "rollouts.pt"
+
+
+def pictures_stage(place: Workplace) -> Stage:
+    """The VAE on single pictures."""
+    torch.manual_seed(SEED)
+    network = new_autoencoder().to(place.device)
+
+    def losses(batch: dict[str, Tensor]) -> Losses:
+        with in_two_dimensions(network), _mixed_precision(place):
+            return reconstruction_losses(network, batch["video"], batch["weight"])
+
+    return _stage("pictures", place, network, Pictures(SEED), losses, place.scale.pictures, 2e-3)
+
+
+def clips_stage(place: Workplace) -> Stage:
+    """The VAE on clips, and on pictures still."""
+    network = finished(pictures_stage(place), place)
+    inflate(network)
+
+    def losses(batch: dict[str, Tensor]) -> Losses:
+        with in_two_dimensions(network), _mixed_precision(place):
+            still = reconstruction_losses(network, batch["video"], batch["weight"], _DISTURBANCE)
+            moving = reconstruction_losses(network, batch["clip"], batch["clip_weight"], _DISTURBANCE)
+        loss = still["loss"] + moving["loss"]
+        return {"loss": loss, "still": still["psnr"], "moving": moving["psnr"], "size": still["size"]}
+
+    return _stage("clips", place, network, Clips(SEED + 5), losses, place.scale.clips, 1.5e-3)
+
+
+def speech_stage(place: Workplace) -> Stage:
+    """The speech encoder, reading mouths from speech."""
+    torch.manual_seed(SEED + 1)
+    network = MouthReader().to(place.device)
+
+    def losses(batch: dict[str, Tensor]) -> Losses:
+        with _mixed_precision(place):
+            return network.losses(batch)
+
+    return _stage("speech", place, network, Windows(SEED + 1), losses, place.scale.speech, 1e-3)
+
+
+def generator_stage(place: Workplace) -> Stage:
+    """The DiT on true motion latents."""
+    return _flow(
+        "generator", place, _new_dit(place), Chunks(place.talks, SEED + 2), place.scale.generator, 1e-3
+    )
+
+
+def correction_stage(place: Workplace) -> Stage:
+    """The DiT on motion latents of its own."""
+    network = finished(generator_stage(place), place)
+    chunks = Chunks(place.talks, SEED + 3)
+    chunks.use_motion(torch.load(place.rollouts, weights_only=True))
+    return _flow("correction", place, network, chunks, place.scale.correction, 3e-4)
+
+
+STAGES: dict[str, Callable[[Workplace], Stage]] = {
+    "pictures": pictures_stage,
+    "clips": clips_stage,
+    "speech": speech_stage,
+    "generator": generator_stage,
+    "correction": correction_stage,
+}
+
+
+def finished(stage: Stage, place: Workplace) -> Any:
+    """The stage's network with its averaged weights, for use."""
+    run = Run(stage, place.folder)
+    run.finish()
+    return stage.network.eval()
+
+
+def trained_vae(place: Workplace) -> LTXVideoVAE:
+    """The VAE as the clips left it."""
+    return LTXVideoVAE(finished(clips_stage(place), place)).requires_grad_(False)
+
+
+def trained_speech(place: Workplace) -> AudioFeatures:
+    """The speech encoder without what read mouths from it."""
+    return AudioFeatures(finished(speech_stage(place), place).network).requires_grad_(False)
+
+
+def _new_dit(place: Workplace) -> DiT:
+    torch.manual_seed(SEED + 4)
+    network = DiT(DiTConfig.from_dict(DIT)).to(place.device)
+    torch.nn.init.zeros_(network.head.head.weight)
+    return network
+
+
+def _flow(name: str, place: Workplace, network: DiT, chunks: Chunks, length: Length, rate: float) -> Stage:
+    def losses(batch: dict[str, Tensor]) -> Losses:
+        with _mixed_precision(place):
+            return flow_losses(network, batch)
+
+    return Stage(name, network, chunks, losses, length.batch, length.steps, rate)
+
+
+def _stage(
+    name: str, place: Workplace, network: Any, data: Any, losses: Any, length: Length, rate: float
+) -> Stage:
+    return Stage(name, network, data, losses, length.batch, length.steps, rate, place.workers)
+
+
+def _mixed_precision(place: Workplace) -> torch.autocast:
+    return torch.autocast(place.device.type, torch.bfloat16)
