@@ -129,16 +129,29 @@ BATCH_SIZE = Metric(
 CHUNK_STEPS = Metric(
     "flashhead_chunk_steps", "histogram", "steps", "Denoising steps used for a chunk.", ("model",), COUNT
 )
+SESSIONS = Metric(
+    "flashhead_open_sessions",
+    "gauge",
+    "sessions",
+    "Sessions open on a replica: live ones, and batch ones, for which nobody waits.",
+    ("model", "kind"),
+)
+PLACES = Metric(
+    "flashhead_stream_places", "gauge", "places", "Live streams a replica takes in real time.", ("model",)
+)
 OCCUPANCY = Metric(
     "flashhead_occupancy_ratio",
     "gauge",
     "ratio",
-    "Time a replica's engine worked per second of video it owed its streams.",
+    "Work a replica owes its live streams over the work it may promise; full at 1.",
     ("model",),
 )
-SESSIONS = Metric("flashhead_open_sessions", "gauge", "sessions", "Sessions open on a replica.", ("model",))
-PLACES = Metric(
-    "flashhead_session_places", "gauge", "places", "Sessions a replica holds at most.", ("model",)
+BUSY = Metric(
+    "flashhead_engine_busy_ratio",
+    "gauge",
+    "ratio",
+    "Share of the time a replica's engine worked.",
+    ("model",),
 )
 GPU_MEMORY = Metric(
     "flashhead_gpu_memory_bytes",
@@ -168,9 +181,10 @@ ALL = (
     STAGE_TIME,
     BATCH_SIZE,
     CHUNK_STEPS,
-    OCCUPANCY,
     SESSIONS,
     PLACES,
+    OCCUPANCY,
+    BUSY,
     GPU_MEMORY,
     START_PHASE,
 )

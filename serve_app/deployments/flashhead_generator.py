@@ -21,6 +21,7 @@ from serve_app.engine.loop import EngineLoop
 from serve_app.engine.protocols import ChunkEngine
 from serve_app.engine.startup import StartPhases, report_real_time
 from serve_app.errors import AtCapacity
+from serve_app.metrics import BUSY, OCCUPANCY, PLACES, SESSIONS
 from serve_app.session.clock import MonotonicClock
 from serve_app.types import AudioWindow, ChunkCall, ModelCard, SessionSpec
 
@@ -112,11 +113,22 @@ class FlashHeadGenerator:
 
     async def record_routing_stats(self) -> dict[str, float]:
         """What ``PinnedRouter`` places sessions by, and chunks whose frames were handed out."""
-        return self._service.report() | {"chunks": self._chunks}
+        report = self._service.report()
+        self._tell(report)
+        return report | {"chunks": self._chunks}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What ``StreamScaling`` decides by."""
         return self._service.report()
+
+    def _tell(self, report: dict[str, float]) -> None:
+        """Show operators what the router sees, as often as it does."""
+        model = self._model.name
+        self._recorder.record(SESSIONS, report["streams"], model=model, kind="live")
+        self._recorder.record(SESSIONS, report["batch"], model=model, kind="batch")
+        self._recorder.record(PLACES, report["places"], model=model)
+        self._recorder.record(OCCUPANCY, report["occupancy"], model=model)
+        self._recorder.record(BUSY, report["busy"], model=model)
 
     def check_health(self) -> None:
         """Raise when the engine's thread is dead, so that Serve replaces the replica."""

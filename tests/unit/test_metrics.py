@@ -9,7 +9,7 @@ import pytest
 from serve_app import metrics
 from serve_app.metrics import ALL, Metric
 
-LOW_CARDINALITY = {"model", "stage", "state", "since", "code", "outcome", "reason", "phase"}
+LOW_CARDINALITY = {"model", "kind", "stage", "state", "since", "code", "outcome", "reason", "phase"}
 
 
 def test_all_holds_every_metric_once() -> None:
