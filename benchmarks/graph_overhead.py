@@ -70,7 +70,7 @@ async def stream(client: httpx.AsyncClient, url: str, files: dict, reader: list[
 
 async def play(url: str, sessions: int, chunks: int) -> tuple[list[list[float]], float]:
     """Arrival times of each session's clusters, and the seconds from the first to the last of all."""
-    files = {"image": ("p.png", _portrait()), "audio": ("s.wav", _speech(chunks))}
+    files = {"image": ("p.png", portrait()), "audio": ("s.wav", speech(chunks))}
     arrivals: list[list[float]] = [[] for _ in range(sessions)]
     async with httpx.AsyncClient(timeout=600) as client:
         await asyncio.gather(*(stream(client, url, files, times) for times in arrivals))
@@ -82,14 +82,14 @@ def _silence(chunks: int) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros(samples, np.float32), np.zeros(samples * 3, np.float32)
 
 
-def _speech(chunks: int) -> bytes:
+def speech(chunks: int) -> bytes:
     file = io.BytesIO()
     noise = np.random.default_rng(0).standard_normal(chunks * GEOMETRY.slice_samples) * 0.05
     soundfile.write(file, noise, 16_000, format="WAV", subtype="PCM_16")
     return file.getvalue()
 
 
-def _portrait() -> bytes:
+def portrait() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (512, 512), (180, 150, 140)).save(file, "PNG")
     return file.getvalue()

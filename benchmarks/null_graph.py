@@ -7,13 +7,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from ray.serve import Application
 
-from serve_app.app import bind_graph
+from serve_app.app import bind_graph, generator_name
 from serve_app.config import AppSettings, ModelSettings
 from serve_app.deployments.encoder import Encoder
 from serve_app.deployments.flashhead_generator import FlashHeadGenerator
@@ -128,6 +129,10 @@ def _swaying_portrait(frames: int) -> np.ndarray:
     return yuv420p(torch.from_numpy(moved.clip(0, 255).astype(np.uint8)).permute(0, 3, 1, 2)).numpy()
 
 
+CLUSTER_BYTES = 60_000
+OTHERS = ("Ingress", "AudioEncoder", "Encoder")
+
+
 class NullGenerator(FlashHeadGenerator):
     """FlashHeadGenerator around a ``NullEngine``; ``model.name`` is the chunk's milliseconds."""
 
@@ -154,7 +159,7 @@ class NullEncoder(Encoder):
     async def encode(self, frames: np.ndarray | None, job: object, height: int, width: int) -> bytes:
         """60 kB that depend on the frames."""
         assert frames is not None
-        return bytes([int(frames[:, ::64].sum()) % 256]) * 60_000
+        return bytes([int(frames[:, ::64].sum()) % 256]) * CLUSTER_BYTES
 
 
 def build_null_app(chunk_s: float, real_encoder: bool) -> Application:
@@ -162,3 +167,44 @@ def build_null_app(chunk_s: float, real_encoder: bool) -> Application:
     model = ModelSettings(name=str(round(chunk_s * 1000)), max_sessions=16, max_utilisation=1000)
     encoder = Encoder if real_encoder else NullEncoder
     return bind_graph(AppSettings(models=(model,)), NullAudioEncoder, NullGenerator, encoder)
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The graph around a null engine for a Serve config; ``args`` are the application's settings."""
+    return bind_graph(AppSettings.model_validate(args), NullAudioEncoder, NullGenerator, NullEncoder)
+
+
+def null_fleet(
+    chunk_ms: int, replicas: tuple[int, int], scaling: dict[str, float], retry_after_s: int = 1
+) -> dict[str, Any]:
+    """A Serve config of the null graph that scales between the ``replicas``; ``scaling`` are
+    ``ScalingSettings``. Everything but the policy's delays is as in the shipped configs."""
+    fewest, most = replicas
+    policy = {
+        "policy_function": "serve_app.deployments.autoscaling:StreamScaling",
+        "policy_kwargs": scaling,
+    }
+    autoscaling = {
+        "min_replicas": fewest,
+        "max_replicas": most,
+        "policy": policy,
+        "metrics_interval_s": 1,
+        "look_back_period_s": 5,
+        "upscale_delay_s": 0,
+        "downscale_delay_s": 0,
+    }
+    model = {"name": str(chunk_ms), "max_sessions": 16, "may_sleep": fewest == 0}
+    light = {"ray_actor_options": {"num_cpus": 0.1}}
+    generator = {
+        "name": generator_name(model["name"]),
+        "autoscaling_config": autoscaling,
+        "graceful_shutdown_timeout_s": 30,
+    }
+    application = {
+        "name": "flashhead",
+        "route_prefix": "/",
+        "import_path": "benchmarks.null_graph:build",
+        "args": {"models": [model], "limits": {"max_streams": 256, "retry_after_s": retry_after_s}},
+        "deployments": [{**generator, **light}, *({"name": name, **light} for name in OTHERS)],
+    }
+    return {"applications": [application], "logging_config": {"enable_access_log": False}}

@@ -27,7 +27,7 @@ os.environ.update(
     RAY_AUTH_TOKEN_PATH=str(_TOKEN),
     RAY_USAGE_STATS_ENABLED="0",
     RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
-    PYTHONPATH=os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+    PYTHONPATH=os.pathsep.join([*map(str, Path(__file__).parents[1:3]), os.environ.get("PYTHONPATH", "")]),
 )
 
 
