@@ -91,7 +91,8 @@ class PinnedRouter(RequestRouter):
     def _pinned(self, uid: str) -> RunningReplica:
         replica = self._by_uid().get(uid)
         if replica is None:
-            raise ReplicaLost("the replica that holds the session takes no more calls", value=uid)
+            message = "the replica that holds the session takes no more calls"
+            raise ReplicaLost(message, code="replica_removed", value=uid)
         return replica
 
     async def _some_replica(self) -> None:

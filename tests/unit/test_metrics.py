@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from serve_app import metrics
 from serve_app.metrics import ALL, Metric
 
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 LOW_CARDINALITY = {"model", "kind", "stage", "state", "since", "code", "outcome", "reason", "phase"}
 
 
@@ -26,3 +28,10 @@ def test_a_metric_is_well_formed(metric: Metric) -> None:
     assert bool(metric.buckets) == (metric.kind == "histogram")
     assert all(bound > 0 for bound in metric.buckets)
     assert list(metric.buckets) == sorted(set(metric.buckets))
+
+
+def test_the_documentation_lists_every_metric_as_it_is() -> None:
+    rows = [f"| `{m.name}` | {m.kind} | {', '.join(m.tags)} | {m.description} |" for m in ALL]
+    table = "\n".join(["| name | kind | tags | |", "|---|---|---|---|", *rows])
+    _, documented, _ = re.split(r"<!-- metrics: (?:begin|end) -->", OPERATIONS.read_text())
+    assert documented.strip() == table
