@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 
+from serve_app.check.report import check_config
 from serve_app.config import AppSettings
 
 from cluster.manifests import (
@@ -326,6 +327,15 @@ def _holds_secret(pod: Pod, file: str | None, secret: str) -> bool:
     return file in held
 
 
+def misconfigured(documents: list[Document]) -> Iterator[str]:
+    """What `flashhead-serve check-config --strict` says of the serve config, on the GPUs there always are."""
+    groups = ray_cluster(documents)["workerGroupSpecs"]
+    gpus = int(sum(group["minReplicas"] * _offers(group, "gpu") for group in groups))
+    report = check_config(the(documents, "RayService")["spec"]["serveConfigV2"], gpus)
+    if report.fails(strict=True):
+        yield report.to_text("serveConfigV2")
+
+
 CHECKS: tuple[Callable[[list[Document]], Iterator[str]], ...] = (
     invalid,
     unfilled,
@@ -338,6 +348,7 @@ CHECKS: tuple[Callable[[list[Document]], Iterator[str]], ...] = (
     impatient,
     too_small,
     unmounted,
+    misconfigured,
 )
 
 

@@ -165,6 +165,11 @@ MISTAKES: list[tuple[Check, str, Mistake]] = [
         "/weights",
         lambda d: edit_serve_config(d, "checkpoint: /models", "checkpoint: /weights"),
     ),
+    (
+        checks.misconfigured,
+        "max_ongoing_requezts",
+        lambda d: edit_serve_config(d, "num_replicas: 6", "num_replicas: 6\n        max_ongoing_requezts: 5"),
+    ),
 ]
 
 
