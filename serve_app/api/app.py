@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 
 from serve_app import __version__
@@ -21,6 +22,8 @@ from serve_app.api.quota import Quotas
 from serve_app.api.status import status_router
 from serve_app.config import CorsSettings, KeySettings
 
+TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False}
+"""FastAPI's own is off: its span would begin a trace beside Serve's, which has one of each request."""
 STREAM_PATHS = frozenset({PATH})
 """A POST to one of them is a stream."""
 EXPOSED_HEADERS = (
@@ -54,6 +57,7 @@ def create_app(backend: Backend, keys: KeySettings, cors: CorsSettings) -> FastA
         version=__version__,
         description="A portrait and speech in, a lip-synced talking head out, streamed while it is made.",
         lifespan=life,
+        telemetry=TELEMETRY,
     )
     app.include_router(status_router(backend))
     app.include_router(animate_router(backend))
