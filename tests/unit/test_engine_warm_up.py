@@ -1,4 +1,4 @@
-"""Warming up ends when chunk times agree, at the latest after a bounded number, and says so then."""
+"""Warming up ends when times agree, at the latest after a bounded number of rounds, and says so then."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from serve_app.engine.warm_up import MAX_CHUNKS, until_steady
+from serve_app.engine.warm_up import MAX_ROUNDS, until_steady
 
 from unit.engines import engine
 
@@ -47,8 +47,8 @@ def test_chunks_are_made_until_two_agree(chunks_s: tuple[float, ...], made: int)
 
 def test_it_is_bounded_and_says_that_times_never_agreed(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="serve_app"):
-        assert len(seconds(*[1.0, 2.0] * MAX_CHUNKS)) == MAX_CHUNKS
-    assert "not steady after 12 chunks: 1000, 2000," in caplog.text
+        assert len(seconds(*[1.0, 2.0] * MAX_ROUNDS)) == MAX_ROUNDS
+    assert "not steady after 12 rounds of warming up: 1000, 2000," in caplog.text
 
 
 def test_an_engine_is_measured_alone_after_every_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
