@@ -27,7 +27,7 @@ from cluster.manifests import (
 )
 
 KUBERNETES = "1.34"
-CUSTOM = {"RayService": "rayservice", "PodMonitor": "podmonitor"}
+CUSTOM = {"RayService": "rayservice", "PodMonitor": "podmonitor", "PrometheusRule": "prometheusrule"}
 """Kinds that are not Kubernetes' own, and their schemas."""
 
 MADE_BY_USER = {

@@ -42,6 +42,11 @@ MISTAKES: list[tuple[Check, str, Mistake]] = [
     (checks.invalid, "readinessProb", lambda d: container(d).update(readinessProb={})),
     (checks.invalid, "backofLimit", lambda d: the(d, "Job")["spec"].update(backofLimit=1)),
     (checks.invalid, "prot", lambda d: the(d, "PodMonitor")["spec"].update(prot="metrics")),
+    (
+        checks.invalid,
+        "exprr",
+        lambda d: the(d, "PrometheusRule")["spec"]["groups"][0]["rules"][0].update(exprr="up"),
+    ),
     (checks.invalid, "minReplicas", lambda d: worker(d).update(minReplicas="one")),
     (checks.wrong_versions, "rayVersion 2.59.0", lambda d: ray_cluster(d).update(rayVersion="2.59.0")),
     (

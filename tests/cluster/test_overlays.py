@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import yaml
 
@@ -72,3 +74,12 @@ def test_gpu_workers_are_where_the_gpus_are() -> None:
         assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"
         assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert "nvidia.com/gpu" not in yaml.safe_dump_all(build("cpu-demo"))
+
+
+def test_grafana_finds_the_dashboard() -> None:
+    file = (ROOT / "cluster" / "base" / "monitoring" / "dashboard.json").read_text()
+    for overlay in ("single-4090", "fleet"):
+        [dashboard] = [m for m in of_kind(build(overlay), "ConfigMap") if "dashboard.json" in m["data"]]
+        assert json.loads(dashboard["data"]["dashboard.json"]) == json.loads(file)
+        assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert of_kind(build("cpu-demo"), "PodMonitor") == []
