@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+import functools
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as File
 from typing import Any
 
@@ -35,15 +38,30 @@ def _check_application(
     config: Mapping[str, Any], application: Mapping[str, Any], path: Path
 ) -> Iterator[Finding]:
     given = application.get("args", {})
-    yield from unknown_keys(given, AppSettings, (*path, "args"))
-    settings, findings = attempt(lambda: AppSettings.model_validate(given), given, (*path, "args"))
+    where = (*path, "args")
+    settings, findings = attempt(lambda: AppSettings.model_validate(given), given, where)
+    yield from unknown_keys(given, AppSettings, where)
     yield from findings
+    if settings is None:
+        # Go on with what can be understood, so that one mistake does not hide the others.
+        left = without(given, [finding.path[len(where) :] for finding in findings])
+        settings, _ = attempt(lambda: AppSettings.model_validate(left), left, where)
     if settings is None:
         return
     yield from _check_names(settings, application, path)
     yield from _check_streams(config, settings, application, path)
     yield from _check_generators(settings, application, path)
     yield from _check_keys(config, settings, path)
+
+
+def without(content: Any, paths: Sequence[Path]) -> Any:
+    """A copy of ``content`` without the keys at ``paths``; what is no key stays."""
+    changed = copy.deepcopy(content)
+    for path in sorted(filter(None, paths), key=len, reverse=True):
+        holder = functools.reduce(operator.getitem, path[:-1], changed)
+        if isinstance(holder, dict):
+            holder.pop(path[-1], None)
+    return changed
 
 
 def _check_names(settings: AppSettings, application: Mapping[str, Any], path: Path) -> Iterator[Finding]:

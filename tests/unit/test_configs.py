@@ -293,6 +293,19 @@ def test_a_text_that_is_no_config_is_an_error_at_its_line(text: str, said: str) 
     assert said in check_config(text).to_text("c")
 
 
+def test_one_mistake_does_not_hide_another() -> None:
+    def several(config: dict[str, Any]) -> None:
+        app(config)["args"]["models"][0].update(max_session=1, max_rows=0)
+        app(config)["args"].pop("keys")
+        generator(config).update(name="FlashHeadGenerator-pro")
+        config["http_options"].update(request_timeout_s=30)
+
+    text = planted(several).to_text("c")
+    for where in ("max_session", "max_rows", "args.keys", "deployments[2].name", "request_timeout_s"):
+        assert f"{where}: " in text
+    assert "5 errors" in text
+
+
 def test_a_line_is_that_of_the_mistake(path: Path) -> None:
     lines = path.read_text().splitlines()
     at = next(number for number, line in enumerate(lines) if "graceful_shutdown_timeout_s" in line)
