@@ -1,9 +1,8 @@
-"""The video VAE: diffusers' LTX network at small width, taught single pictures first, then clips.
+"""The video VAE: diffusers' LTX network at small width, and how it is taught.
 
 Of a convolution's three taps in time only the one that looks at the frame itself is used, the others stay at
-zero: frames of a latent come and go through the channels of the networks' own down- and upsamplers. So the
-network is taught through plain 2D convolutions, at a third of the work, and ``inflate`` makes of one that was
-taught pictures one for clips.
+zero: frames of a latent come and go through the channels of the network's own down- and upsamplers. So the
+network is taught through plain 2D convolutions, at a third of the work.
 """
 
 from __future__ import annotations
@@ -44,6 +43,8 @@ LTX: dict[str, Any] = {
 }
 
 _KL_WEIGHT = 1e-5
+_LOGVAR = -8.0
+"""Of the posterior at first: narrow, so that motion latents keep what they carry."""
 
 
 def new_autoencoder() -> Any:
@@ -52,15 +53,16 @@ def new_autoencoder() -> Any:
     network = AutoencoderKLLTXVideo.from_config(LTX)
     for module in network.modules():
         if isinstance(module, LTXVideoCausalConv3d):
-            own = _own_tap(module)
+            own = own_tap(module)
             with torch.no_grad():
                 kept = module.conv.weight[:, :, own].clone() * module.kernel_size[0] ** 0.5
                 module.conv.weight.zero_()
                 module.conv.weight[:, :, own] = kept
         if hasattr(module, "conv2"):
             torch.nn.init.zeros_(module.conv2.conv.weight)
+            torch.nn.init.zeros_(module.conv2.conv.bias)
     with torch.no_grad():
-        network.encoder.conv_out.conv.bias[-1] = -4.0
+        network.encoder.conv_out.conv.bias[-1] = _LOGVAR
     return network
 
 
@@ -78,31 +80,15 @@ def in_two_dimensions(network: Any) -> Iterator[None]:
             del module.forward
 
 
-def inflate(network: Any) -> None:
-    """After pictures: where an upsampler makes two frames of one, both start as the one it was taught.
-
-    The residual beside its convolution takes the two frames from different channels; the convolution makes
-    up for the difference.
-    """
-    for module in network.modules():
-        if isinstance(module, LTXVideoUpsampler3d):
-            with torch.no_grad():
-                _repeat_frame(module)
-
-
-def _repeat_frame(upsampler: LTXVideoUpsampler3d) -> None:
+def residual_weight(upsampler: LTXVideoUpsampler3d) -> Tensor:
+    """What the residual beside an upsampler's convolution would be as a part of its kernel."""
     conv = upsampler.conv.conv
     places = upsampler.stride[0] * upsampler.stride[1] * upsampler.stride[2]
-    residual = torch.zeros_like(conv.weight)
+    weight = torch.zeros_like(conv.weight)
     out = torch.arange(conv.out_channels)
     source = (out // places) % (conv.in_channels // places) * places + out % places
-    residual[out, source, _own_tap(upsampler.conv), 1, 1] = float(upsampler.residual)
-    for tensor, beside in ((conv.weight, residual), (conv.bias, torch.zeros_like(conv.bias))):
-        phases, given = (
-            tensor.unflatten(0, (-1, *upsampler.stride)),
-            beside.unflatten(0, (-1, *upsampler.stride)),
-        )
-        phases[:, 0] = phases[:, 1] + given[:, 1] - given[:, 0]
+    weight[out, source, own_tap(upsampler.conv), 1, 1] = float(upsampler.residual)
+    return weight
 
 
 def reconstruction_losses(
@@ -126,13 +112,13 @@ def reconstruction_losses(
 
 
 def _convolution_2d(module: LTXVideoCausalConv3d, x: Tensor) -> Tensor:
-    weight = module.conv.weight[:, :, _own_tap(module)]
+    weight = module.conv.weight[:, :, own_tap(module)]
     frames = x.transpose(1, 2).flatten(0, 1)
     made = F.conv2d(frames, weight, module.conv.bias, padding=module.conv.padding[1:])
     return made.unflatten(0, (x.shape[0], -1)).transpose(1, 2)
 
 
-def _own_tap(module: LTXVideoCausalConv3d) -> int:
+def own_tap(module: LTXVideoCausalConv3d) -> int:
     """The tap that looks at the frame it makes."""
     size = module.kernel_size[0]
     return size - 1 if module.is_causal else size // 2

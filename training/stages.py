@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKLLTXVideo
 from torch import Tensor
 
 from serve_app.model.audio_features import AudioFeatures
 from serve_app.model.dit import DiT, DiTConfig
 from serve_app.model.vae import LTXVideoVAE
 
-from training.autoencoder import in_two_dimensions, inflate, new_autoencoder, reconstruction_losses
+from training.autoencoder import LTX, in_two_dimensions, reconstruction_losses
 from training.chunks import Chunks
 from training.generator import DIT, flow_losses
 from training.loop import Losses, Run, Stage
-from training.pictures import Clips, Pictures
+from training.pictures import Clips
 from training.speech_encoder import MouthReader
 from training.talks import Windows
 
 SEED = 20_260_415
-_DISTURBANCE = 0.15
+_DISTURBANCE = 0.3
 """Of latents, while the decoder learns: about what the generator's own differ by."""
 
 
@@ -37,10 +38,11 @@ class Length:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is trained: lengths of the stages, and talks that are encoded."""
+    """How much is trained: whether the VAE's encoder leaves its linear start, lengths of the stages, talks
+    that are encoded."""
 
-    pictures: Length
-    clips: Length
+    trains_encoder: bool
+    autoencoder: Length
     speech: Length
     talks: int
     generator: Length
@@ -48,10 +50,8 @@ class Scale:
 
 
 SCALES = {
-    "cpu": Scale(Length(1100, 16), Length(2600, 4), Length(1200, 6), 400, Length(2500, 16), Length(600, 16)),
-    "gpu": Scale(
-        Length(6000, 32), Length(12000, 16), Length(6000, 16), 4000, Length(20000, 64), Length(6000, 64)
-    ),
+    "cpu": Scale(False, Length(1500, 4), Length(1200, 6), 400, Length(2000, 16), Length(300, 16)),
+    "gpu": Scale(True, Length(15000, 16), Length(6000, 16), 4000, Length(20000, 64), Length(6000, 64)),
 }
 
 
@@ -72,6 +72,11 @@ class Workplace:
     scale: Scale
 
     @property
+    def linear_start(self) -> Path:
+        """The VAE before it is trained."""
+        return self.folder / "linear_start.pt"
+
+    @property
     def talks(self) -> Path:
         """The shards of encoded talks."""
         return self.folder / "talks"
@@ -82,31 +87,20 @@ class Workplace:
         return self.folder / "rollouts.pt"
 
 
-def pictures_stage(place: Workplace) -> Stage:
-    """The VAE on single pictures."""
-    torch.manual_seed(SEED)
-    network = new_autoencoder().to(place.device)
-
-    def losses(batch: dict[str, Tensor]) -> Losses:
-        with in_two_dimensions(network), _mixed_precision(place):
-            return reconstruction_losses(network, batch["video"], batch["weight"])
-
-    return _stage("pictures", place, network, Pictures(SEED), losses, place.scale.pictures, 2e-3)
-
-
-def clips_stage(place: Workplace) -> Stage:
-    """The VAE on clips, and on pictures still."""
-    network = finished(pictures_stage(place), place)
-    inflate(network)
+def autoencoder_stage(place: Workplace) -> Stage:
+    """The VAE on clips and on pictures, from its linear start."""
+    network = AutoencoderKLLTXVideo.from_config(LTX)
+    network.load_state_dict(torch.load(place.linear_start, weights_only=True))
+    network.encoder.requires_grad_(place.scale.trains_encoder)
 
     def losses(batch: dict[str, Tensor]) -> Losses:
         with in_two_dimensions(network), _mixed_precision(place):
             still = reconstruction_losses(network, batch["video"], batch["weight"], _DISTURBANCE)
             moving = reconstruction_losses(network, batch["clip"], batch["clip_weight"], _DISTURBANCE)
-        loss = still["loss"] + moving["loss"]
-        return {"loss": loss, "still": still["psnr"], "moving": moving["psnr"], "size": still["size"]}
+        return {"loss": still["loss"] + moving["loss"], "still": still["psnr"], "moving": moving["psnr"]}
 
-    return _stage("clips", place, network, Clips(SEED + 5), losses, place.scale.clips, 1.5e-3)
+    data = Clips(SEED + 5)
+    return _stage("autoencoder", place, network.to(place.device), data, losses, place.scale.autoencoder, 7e-4)
 
 
 def speech_stage(place: Workplace) -> Stage:
@@ -137,8 +131,7 @@ def correction_stage(place: Workplace) -> Stage:
 
 
 STAGES: dict[str, Callable[[Workplace], Stage]] = {
-    "pictures": pictures_stage,
-    "clips": clips_stage,
+    "autoencoder": autoencoder_stage,
     "speech": speech_stage,
     "generator": generator_stage,
     "correction": correction_stage,
@@ -153,8 +146,8 @@ def finished(stage: Stage, place: Workplace) -> Any:
 
 
 def trained_vae(place: Workplace) -> LTXVideoVAE:
-    """The VAE as the clips left it."""
-    return LTXVideoVAE(finished(clips_stage(place), place)).requires_grad_(False)
+    """The VAE."""
+    return LTXVideoVAE(finished(autoencoder_stage(place), place)).requires_grad_(False)
 
 
 def trained_speech(place: Workplace) -> AudioFeatures:

@@ -74,18 +74,21 @@ def sample_talk(seed: tuple[int, ...], frames: int) -> Talk:
 
 
 def held_out_talk(number: int, frames: int) -> Talk:
-    """A talk of a face, a voice and a text that training never sees; clean sound."""
+    """A talk of a face, a voice and texts that training never sees, said again until ``frames`` are full;
+    clean sound."""
     random = np.random.default_rng((_HELD_OUT_SEED, number))
     face = sample_face(random)
     voice = HELD_OUT_VOICES[number % len(HELD_OUT_VOICES)]
-    text = " ".join(
-        HELD_OUT_TEXTS[(number + offset) % len(HELD_OUT_TEXTS)] for offset in range(len(HELD_OUT_TEXTS))
-    )
-    said = speak(text, voice, 150 + 10 * (number % 4), 40 + 5 * (number % 5))
     samples = np.zeros(frames * SAMPLES_PER_FRAME, np.float32)
-    heard = said.samples[: len(samples)]
-    samples[: len(heard)] = heard
-    mouth = track(said.phonemes, frames)
+    mouth = np.zeros((frames, 3), np.float32)
+    start, sentence = 0, number
+    while start < frames:
+        text = HELD_OUT_TEXTS[sentence % len(HELD_OUT_TEXTS)]
+        said = speak(text, voice, 150 + 10 * (number % 4), 40 + 5 * (number % 5))
+        heard = said.samples[: (frames - start) * SAMPLES_PER_FRAME]
+        samples[start * SAMPLES_PER_FRAME :][: len(heard)] = heard
+        mouth[start:] = track(said.phonemes, frames - start)
+        start, sentence = start + int(said.duration_s * FPS) + 8, sentence + 1
     return Talk(face, samples, mouth, expressions(mouth, samples, random))
 
 

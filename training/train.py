@@ -1,6 +1,6 @@
 """Trains the embedded ``tiny`` checkpoint.
 
-    python -m training.train [--work out/training] [--scale cpu|gpu] [--minutes 9] [--only clips,speech]
+    python -m training.train [--work out/training] [--scale cpu|gpu] [--minutes 9] [--only autoencoder,speech]
 
 A run takes up where the last one stopped, and stops after ``--minutes``; it exits with 0 once everything
 is done and the checkpoint written to ``<work>/checkpoint``, with 75 while there is more to do. See
@@ -21,10 +21,13 @@ from typing import Any
 
 import torch
 
+from training.autoencoder import new_autoencoder
 from training.checkpoint import write_checkpoint
 from training.chunks import Chunks, TalkEncoder
 from training.evaluation import evaluate
+from training.linear_start import start_linearly
 from training.loop import Run
+from training.pictures import SIDE, Clips
 from training.rollouts import roll_out
 from training.stages import (
     SCALES,
@@ -38,6 +41,7 @@ from training.stages import (
     trained_vae,
 )
 
+LINEAR_START_CLIPS = 110
 MORE_TO_DO = 75
 """Exit status (EX_TEMPFAIL): call again."""
 
@@ -51,6 +55,17 @@ def run_stage(name: str, place: Workplace, until_s: float) -> bool:
     if not run.done:
         run.train(until_s)
     return run.done
+
+
+def start_autoencoder(place: Workplace, until_s: float) -> bool:
+    """The VAE's linear start; a few minutes, not to be interrupted."""
+    if not place.linear_start.is_file():
+        torch.manual_seed(SEED)
+        network = new_autoencoder()
+        data = Clips(SEED + 7, crop=SIDE)
+        start_linearly(network, [data[index]["clip"] for index in range(LINEAR_START_CLIPS)])
+        torch.save(network.state_dict(), place.linear_start)
+    return True
 
 
 def encode_talks(place: Workplace, until_s: float) -> bool:
@@ -79,8 +94,8 @@ def write(place: Workplace, until_s: float) -> bool:
 
 
 PHASES: dict[str, Phase] = {
-    "pictures": partial(run_stage, "pictures"),
-    "clips": partial(run_stage, "clips"),
+    "start": start_autoencoder,
+    "autoencoder": partial(run_stage, "autoencoder"),
     "speech": partial(run_stage, "speech"),
     "talks": encode_talks,
     "generator": partial(run_stage, "generator"),
