@@ -1,14 +1,10 @@
-"""A real Ray instance of the tests' own: no dashboard, a token of its own, gone at the end."""
+"""A real Ray instance of these tests' own, without a dashboard. It ends with the last of them, since a
+process drives one Ray instance at a time."""
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -19,21 +15,9 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-_TOKEN = Path(tempfile.mkdtemp(prefix="flashhead-tests-")) / "token"
-_TOKEN.write_text(secrets.token_hex(32))
-# Ray reads its authentication mode when it is imported, so this cannot wait for a fixture.
-os.environ.update(
-    RAY_AUTH_MODE="token",
-    RAY_AUTH_TOKEN_PATH=str(_TOKEN),
-    RAY_USAGE_STATS_ENABLED="0",
-    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
-    PYTHONPATH=os.pathsep.join([*map(str, Path(__file__).parents[1:3]), os.environ.get("PYTHONPATH", "")]),
-)
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def serve_port() -> Iterator[int]:
-    """The HTTP port of Serve on a Ray instance that lives as long as the test session."""
+    """The HTTP port of Serve on a Ray instance of these tests."""
     import ray
     from ray import serve
 
@@ -43,10 +27,9 @@ def serve_port() -> Iterator[int]:
     yield port
     serve.shutdown()
     ray.shutdown()
-    shutil.rmtree(_TOKEN.parent)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def url(serve_port: int) -> str:
     """Where the graph is served."""
     return f"http://127.0.0.1:{serve_port}"

@@ -1,0 +1,70 @@
+"""A client that watches a stream: what it got, and when."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from typing import Any
+
+import httpx
+
+from serve_app.media.webm_reader import ClusterReader
+from serve_app.types import FRAME_MS
+
+
+class Viewer(threading.Thread):
+    """Reads one ``POST /animate`` as fast as it comes.
+
+    ``arrivals`` are monotonic seconds at which clusters were whole; ``video`` is all that came so far.
+    """
+
+    def __init__(self, url: str, files: dict[str, Any]) -> None:
+        super().__init__(daemon=True)
+        self.arrivals: list[float] = []
+        self.frames: list[int] = []
+        """Frames got in all with each arrival."""
+        self.video = b""
+        self.error: Exception | None = None
+        self._url = url
+        self._files = files
+        self.start()
+
+    def run(self) -> None:
+        """Read to the end; an error is kept for ``watched``."""
+        reader = ClusterReader()
+        try:
+            with httpx.stream("POST", f"{self._url}/animate", files=self._files, timeout=120) as answer:
+                if answer.is_error:
+                    raise RuntimeError(f"{answer.status_code}: {answer.read()!r}")
+                for piece in answer.iter_raw():
+                    self.video += piece
+                    reader.feed(piece)
+                    new = len(reader.clusters) - len(self.arrivals)
+                    self.arrivals += [time.monotonic()] * new
+                    self.frames += [reader.frame_count] * new
+        except (httpx.HTTPError, RuntimeError) as error:
+            self.error = error
+
+    def watched(self, timeout_s: float = 120) -> bytes:
+        """The whole video.
+
+        Raises:
+            Exception: what ended the stream before its end.
+        """
+        self.join(timeout_s)
+        if self.is_alive():
+            raise TimeoutError(f"the stream had not ended after {timeout_s:g} s")
+        if self.error is not None:
+            raise self.error
+        return self.video
+
+    def longest_gap_s(self) -> float:
+        """The longest time from one cluster to the next."""
+        return max(after - before for before, after in itertools.pairwise(self.arrivals))
+
+    def longest_stall_s(self) -> float:
+        """How late the latest cluster was for a player that began with the first and plays in real time."""
+        begun = self.arrivals[0]
+        due = (begun + frames * FRAME_MS / 1000 for frames in self.frames)
+        return max(0.0, *(arrival - at for arrival, at in zip(self.arrivals[1:], due, strict=False)))
