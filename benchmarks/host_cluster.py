@@ -40,8 +40,11 @@ a minute. In production they are environment variables of the head, ``RAY_health
 on."""
 APP = "flashhead"
 GENERATOR = "FlashHeadGenerator-tiny"
-CPU_NODE = {"num_cpus": 8, "labels": {"flashhead.io/node": "cpu"}}
-GPU_NODE = {"num_cpus": 4, "num_gpus": 1, "labels": {"flashhead.io/node": "gpu"}}
+NODES: dict[str, dict[str, Any]] = {
+    "cpu": {"num_cpus": 8, "labels": {"flashhead.io/node": "cpu"}},
+    "gpu": {"num_cpus": 4, "num_gpus": 1, "labels": {"flashhead.io/node": "gpu"}},
+}
+"""What ``ray start`` would be told of each kind of node."""
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -54,9 +57,11 @@ class HostCluster:
         self._cluster = cluster
         self._port = port
 
-    def add(self, name: str, **options: Any) -> None:
-        """Start a node: ``num_cpus``, ``num_gpus``, ``labels`` as ``ray start`` knows them."""
-        self.nodes[name] = self._cluster.add_node(**options)
+    def ensure(self, *names: str) -> None:
+        """Start those of the nodes that are not there; a name begins with what it is, ``cpu`` or ``gpu``."""
+        for name in names:
+            if name not in self.nodes:
+                self.nodes[name] = self._cluster.add_node(**NODES[name.split("-")[0]])
 
     def kill(self, name: str) -> None:
         """End all processes of a node at once."""
@@ -98,14 +103,20 @@ class HostCluster:
         """Until a deployment's running replicas are on these nodes, one for each name, and no others."""
         wait_until(lambda: self.where(deployment) == sorted(names), f"{deployment} on {names}", timeout_s)
 
-    def sessions(self) -> dict[str, dict[str, Any]]:
-        """What the generator on each node reports: sessions open, chunks made."""
+    def sessions(self) -> dict[str, int]:
+        """Sessions open on each node's generator."""
+        return self._reported("sessions")
+
+    def chunks(self) -> dict[str, int]:
+        """Chunks each node's generator has made since it started."""
+        return self._reported("chunks")
+
+    def _reported(self, what: str) -> dict[str, int]:
         reports = {}
         for replica in replicas(GENERATOR):
             actor = ray.get_actor(replica["actor_name"], namespace="serve")
-            reports[self.name_of(replica["node_id"])] = ray.get(
-                actor.record_routing_stats.remote(), timeout=10
-            )
+            report = ray.get(actor.record_routing_stats.remote(), timeout=10)
+            reports[self.name_of(replica["node_id"])] = report[what]
         return reports
 
     def name_of(self, node_id: str) -> str:
@@ -150,10 +161,11 @@ def shipped(name: str) -> dict[str, Any]:
 
 
 def on_tiny(config: dict[str, Any]) -> dict[str, Any]:
-    """A config with the embedded model on the CPU in place of the one it serves: deployments, replicas,
-    resources, labels and limits stay as they are."""
+    """A config with the embedded model on the CPU in place of the one it serves, and without API keys:
+    deployments, replicas, resources, labels and limits stay as they are."""
     changed = copy.deepcopy(config)
     application = changed["applications"][0]
+    application["args"].pop("keys", None)
     [model] = application["args"]["models"]
     for deployment in application["deployments"]:
         deployment["name"] = deployment["name"].replace(f"-{model['name']}", "-tiny")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.host_cluster import CPU_NODE, GENERATOR, GPU_NODE, HostCluster, host_cluster, shipped
+from benchmarks.host_cluster import GENERATOR, HostCluster, host_cluster, shipped
 from graph.live import with_replicas
 
 
@@ -19,14 +19,12 @@ def cluster() -> Iterator[HostCluster]:
 
 @pytest.fixture
 def fleet(cluster: HostCluster) -> HostCluster:
-    """``serve.fleet.yaml`` on two nodes of each kind; nodes lost by an earlier test are replaced.
+    """``serve.fleet.yaml`` on two nodes of each kind, those an earlier test lost replaced.
 
     Numbers of replicas are fixed, so that the autoscaler changes nothing while a test looks, and encoders
     keep to one a node, so that a test can tell where they are.
     """
-    for name in ("gpu-0", "gpu-1", "cpu-0", "cpu-1"):
-        if name not in cluster.nodes:
-            cluster.add(name, **(GPU_NODE if name.startswith("gpu") else CPU_NODE))
+    cluster.ensure("cpu-0", "cpu-1", "gpu-0", "gpu-1")
     counts = {"Ingress": 1, "AudioEncoder": 2, "FlashHeadGenerator": 2, "Encoder": 2}
     config = with_replicas(shipped("serve.fleet.yaml"), **counts)
     for deployment in config["applications"][0]["deployments"]:
