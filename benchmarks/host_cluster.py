@@ -105,18 +105,18 @@ class HostCluster:
 
     def sessions(self) -> dict[str, int]:
         """Sessions open on each node's generator."""
-        return self._reported("sessions")
+        return {name: int(report["streams"] + report["batch"]) for name, report in self._reports().items()}
 
     def chunks(self) -> dict[str, int]:
         """Chunks each node's generator has made since it started."""
-        return self._reported("chunks")
+        return {name: int(report["chunks"]) for name, report in self._reports().items()}
 
-    def _reported(self, what: str) -> dict[str, int]:
+    def _reports(self) -> dict[str, dict[str, float]]:
         reports = {}
         for replica in replicas(GENERATOR):
             actor = ray.get_actor(replica["actor_name"], namespace="serve")
-            report = ray.get(actor.record_routing_stats.remote(), timeout=10)
-            reports[self.name_of(replica["node_id"])] = report[what]
+            report = actor.record_routing_stats.remote()
+            reports[self.name_of(replica["node_id"])] = ray.get(report, timeout=10)
         return reports
 
     def name_of(self, node_id: str) -> str:
