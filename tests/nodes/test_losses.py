@@ -19,7 +19,7 @@ from benchmarks.host_cluster import (
     wait_until,
 )
 from benchmarks.viewer import Viewer
-from graph.live import animate, form
+from graph.live import animate, form, title
 from graph.live import processes as named_processes
 from graph.test_graph import speech
 
@@ -37,20 +37,24 @@ def watching(fleet: HostCluster, count: int = 2) -> tuple[list[Viewer], list[byt
     return viewers, undisturbed
 
 
-def test_a_node_that_falls_silent_changes_no_byte_and_does_not_come_back(fleet: HostCluster) -> None:
+def test_a_node_that_falls_silent_changes_no_byte_and_its_replicas_do_not_come_back(
+    fleet: HostCluster,
+) -> None:
     viewers, undisturbed = watching(fleet)
-    silent = processes(fleet.nodes["gpu-1"])
+    silent = [process for process in processes(fleet.nodes["gpu-1"]) if "ServeReplica" in title(process)]
     fleet.silence("gpu-1")
     assert all(viewer.is_alive() for viewer in viewers)
     assert [viewer.watched() for viewer in viewers] == undisturbed
     fleet.wait_until_given_up("gpu-1")
-    signal_all(silent, signal.SIGCONT)
-    wait_until(lambda: not any(alive(process) for process in silent), "the node that was given up ends")
-    fleet.kill("gpu-1")
-
-
-def alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    fleet.wake("gpu-1")
+    try:
+        wait_until(lambda: not any(title(process) for process in silent), "replicas that were given up end")
+    except TimeoutError:
+        print([(title(p), p.status()) for p in processes(fleet.nodes["gpu-1"])])
+        print([(title(p), p.is_running() and p.status()) for p in silent])
+        raise
+    finally:
+        fleet.kill("gpu-1")
 
 
 def test_frames_that_die_before_they_are_encoded_are_generated_again(fleet: HostCluster) -> None:
@@ -117,7 +121,7 @@ def test_the_controller_is_killed_under_streams(fleet: HostCluster) -> None:
 def test_another_nodes_proxy_is_killed_under_streams(fleet: HostCluster) -> None:
     viewers, undisturbed = watching(fleet)
     elsewhere = [process for name in fleet.nodes for process in processes(fleet.nodes[name])]
-    proxies = [process for process in elsewhere if "ray::ProxyActor" in " ".join(process.cmdline())]
+    proxies = [process for process in elsewhere if title(process).startswith("ray::ProxyActor")]
     assert proxies
     signal_all(proxies, signal.SIGKILL)
     assert all(viewer.is_alive() for viewer in viewers)
