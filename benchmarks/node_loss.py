@@ -3,10 +3,10 @@
     python benchmarks/node_loss.py [--losses 5] [--seconds 30]
 
 The graph of `configs/serve.fleet.yaml` on a head, a CPU node and two GPU nodes, all on this host, with the
-embedded model. Two streams run, one on each GPU node; then one node is lost, killed or silent, and later
-replaced. Printed is the longest time from cluster to cluster of each stream that lost its node and of each
-that did not, and how long a player in real time would have stood still. The same numbers of undisturbed
-streams say what of it is not the loss.
+embedded model. Streams run on both GPU nodes; then one node is lost, killed or silent, and later replaced.
+Printed is the longest time from cluster to cluster of the streams that lost their node and of the others,
+and how long a player in real time would have stood still. Undisturbed streams say what of it is not the
+loss.
 """
 
 from __future__ import annotations
@@ -31,13 +31,10 @@ from benchmarks.host_cluster import (
     HostCluster,
     host_cluster,
     shipped,
-    wait_until,
 )
-from benchmarks.viewer import Viewer
+from benchmarks.viewer import Viewer, watch_all
 
 PORTRAIT = Path(__file__).parents[1] / "examples" / "portrait.png"
-BEGUN = 3
-"""Clusters every stream has got before the node is lost."""
 GOAL_S = 5.0
 """A loss may cost a chunk and this long."""
 
@@ -59,27 +56,10 @@ def fleet_config() -> dict[str, Any]:
     return config
 
 
-def two_streams(cluster: HostCluster, seconds: float) -> tuple[str, list[Viewer]]:
-    """Two streams that have begun, on a GPU node each; the first one's node."""
-    first = Viewer(cluster.url, files(seconds, seed=0))
-    wait_until(lambda: bool(busy(cluster)), "the first stream is placed")
-    [node] = busy(cluster)
-    viewers = [first, Viewer(cluster.url, files(seconds, seed=1))]
-    wait_until(lambda: all(len(viewer.arrivals) >= BEGUN for viewer in viewers), "both streams have begun")
-    if len(busy(cluster)) != 2:
-        raise RuntimeError(f"the streams are on {busy(cluster)}, not on two nodes")
-    return node, viewers
-
-
-def busy(cluster: HostCluster) -> list[str]:
-    """Nodes whose generator holds a session."""
-    return [name for name, sessions in cluster.sessions().items() if sessions]
-
-
 def lose(cluster: HostCluster, how: str, seconds: float) -> list[Viewer]:
-    """Two streams through the loss of the first one's node, which is replaced once they have ended."""
-    node, viewers = two_streams(cluster, seconds)
-    lost_id = cluster.nodes[node].node_id
+    """Streams through the loss of the first one's node, which is replaced once they have ended."""
+    viewers = watch_all(cluster, [files(seconds, seed) for seed in range(2)])
+    node = viewers[0].node
     {"killed": cluster.kill, "silent": cluster.silence}[how](node)
     if not all(viewer.is_alive() for viewer in viewers):
         raise RuntimeError("a stream had ended before the node was lost; take longer --seconds")
@@ -91,9 +71,16 @@ def lose(cluster: HostCluster, how: str, seconds: float) -> list[Viewer]:
     cluster.ensure(node)
     cluster.wait_for(GENERATOR, ["gpu-0", "gpu-1"])
     print(
-        f"{how} {node} ({lost_id[:8]}): {[round(viewer.longest_gap_s(), 2) for viewer in viewers]} s",
-        flush=True,
+        f"{node} {how}:", *(f"{viewer.node} {viewer.longest_gap_s():.2f} s" for viewer in viewers), flush=True
     )
+    return viewers
+
+
+def undisturbed(cluster: HostCluster, seconds: float) -> list[Viewer]:
+    """Streams of which nothing is taken."""
+    viewers = watch_all(cluster, [files(seconds, seed) for seed in range(2)])
+    for viewer in viewers:
+        viewer.watched()
     return viewers
 
 
@@ -114,15 +101,9 @@ def main() -> None:
         cluster.ensure("cpu-0", "gpu-0", "gpu-1")
         cluster.deploy(fleet_config())
         cluster.wait_for(GENERATOR, ["gpu-0", "gpu-1"])
-        undisturbed = []
-        for _ in range(options.losses):
-            undisturbed += two_streams(cluster, options.seconds)[1]
-            for viewer in undisturbed[-2:]:
-                viewer.watched()
-        lost = {
-            how: [lose(cluster, how, options.seconds) for _ in range(options.losses)]
-            for how in ("killed", "silent")
-        }
+        rounds = range(options.losses)
+        alone = [viewer for _ in rounds for viewer in undisturbed(cluster, options.seconds)]
+        lost = {how: [lose(cluster, how, options.seconds) for _ in rounds] for how in ("killed", "silent")}
     print(
         f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python"
         f" {platform.python_version()}, ray {version('ray')}; embedded model, {options.losses} losses of each"
@@ -130,11 +111,13 @@ def main() -> None:
     )
     print("| | streams | longest gap, median, s | longest gap, worst, s | longest stall, worst, s |")
     print("|---|---|---|---|---|")
-    print(row("nothing is lost", undisturbed))
-    for how, pairs in lost.items():
-        print(row(f"its GPU node {how}", [pair[0] for pair in pairs]))
-        print(row(f"the other GPU node {how}", [pair[1] for pair in pairs]))
-    chunk_s = max(viewer.longest_gap_s() for viewer in undisturbed)
+    print(row("nothing is lost", alone))
+    for how, rounds_of_it in lost.items():
+        there = [viewer for streams in rounds_of_it for viewer in streams if viewer.node == streams[0].node]
+        elsewhere = [viewer for streams in rounds_of_it for viewer in streams if viewer not in there]
+        print(row(f"its GPU node {how}", there))
+        print(row(f"the other GPU node {how}", elsewhere))
+    chunk_s = max(viewer.longest_gap_s() for viewer in alone)
     print(f"\ngoal: a chunk ({chunk_s:.2f} s) and {GOAL_S:g} s, {chunk_s + GOAL_S:.2f} s in all")
 
 

@@ -1,16 +1,22 @@
-"""A client that watches a stream: what it got, and when."""
+"""Clients that watch streams: what they got, and when."""
 
 from __future__ import annotations
 
 import itertools
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
 
 from serve_app.media.webm_reader import ClusterReader
 from serve_app.types import FRAME_MS
+
+from benchmarks.host_cluster import HostCluster, wait_until
+
+BEGUN = 3
+"""Clusters of a stream that has begun."""
 
 
 class Viewer(threading.Thread):
@@ -26,6 +32,8 @@ class Viewer(threading.Thread):
         """Frames got in all with each arrival."""
         self.video = b""
         self.error: Exception | None = None
+        self.node = ""
+        """Where it was generated first, see ``watch_all``."""
         self._url = url
         self._files = files
         self.start()
@@ -68,3 +76,30 @@ class Viewer(threading.Thread):
         begun = self.arrivals[0]
         due = (begun + frames * FRAME_MS / 1000 for frames in self.frames)
         return max(0.0, *(arrival - at for arrival, at in zip(self.arrivals[1:], due, strict=False)))
+
+
+def watch_all(cluster: HostCluster, requests: Sequence[dict[str, Any]]) -> list[Viewer]:
+    """Streams that have begun, opened one after another, of ``requests`` in turn, until every generator
+    has one; they go on."""
+    viewers: list[Viewer] = []
+    placed = cluster.sessions()
+    while not all(placed.values()):
+        viewer = Viewer(cluster.url, requests[len(viewers) % len(requests)])
+        viewer.node = _node_of(viewer, cluster, placed)
+        placed[viewer.node] += 1
+        viewers.append(viewer)
+    wait_until(lambda: all(len(viewer.arrivals) >= BEGUN for viewer in viewers), "all streams have begun")
+    return viewers
+
+
+def _node_of(viewer: Viewer, cluster: HostCluster, placed: Mapping[str, int]) -> str:
+    """The node a new stream is generated on; ``placed`` are the sessions there were before."""
+
+    def grown() -> list[str]:
+        return [name for name, count in cluster.sessions().items() if count > placed[name]]
+
+    wait_until(lambda: viewer.error is not None or bool(grown()), "the stream is placed")
+    if viewer.error is not None:
+        raise viewer.error
+    [node] = grown()
+    return node

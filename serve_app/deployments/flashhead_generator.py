@@ -99,8 +99,9 @@ class FlashHeadGenerator:
     async def chunk(self, call: ChunkCall) -> AsyncGenerator[np.ndarray | bytes, None]:
         """Two items: frames ``[frame_count, height * 3 // 2, width]`` uint8 yuv420p, then the snapshot."""
         async with aclosing(self._service.chunk(call)) as answers:
-            yield await anext(answers)
+            frames = await anext(answers)
             self._chunks += 1
+            yield frames
             yield await anext(answers)
 
     async def close(self, session_id: str) -> None:
@@ -112,7 +113,7 @@ class FlashHeadGenerator:
         return self._engine.card
 
     async def record_routing_stats(self) -> dict[str, float]:
-        """What ``PinnedRouter`` places sessions by, and chunks whose frames were handed out."""
+        """What ``PinnedRouter`` places sessions by, and chunks whose frames were made."""
         report = self._service.report()
         self._tell(report)
         return report | {"chunks": self._chunks}

@@ -19,48 +19,29 @@ from benchmarks.host_cluster import (
     wait_until,
 )
 from benchmarks.viewer import Viewer
-from graph.live import animate, form, title
 from graph.live import processes as named_processes
-from graph.test_graph import speech
+from graph.live import title
 
 pytestmark = [pytest.mark.slow]
-SECONDS = 20.0
-
-
-def watching(fleet: HostCluster, count: int = 2) -> tuple[list[Viewer], list[bytes]]:
-    """Streams that have begun, one on each generator, and what each is when nothing happens."""
-    files = [form(audio=speech(SECONDS, seed)) for seed in range(count)]
-    undisturbed = [animate(fleet.url, each).content for each in files]
-    viewers = [Viewer(fleet.url, each) for each in files]
-    wait_until(lambda: all(len(viewer.arrivals) >= 3 for viewer in viewers), "three clusters each")
-    assert set(fleet.sessions().values()) == {1}
-    return viewers, undisturbed
 
 
 def test_a_node_that_falls_silent_changes_no_byte_and_its_replicas_do_not_come_back(
     fleet: HostCluster,
 ) -> None:
-    viewers, undisturbed = watching(fleet)
+    viewers, expected = running_streams(fleet)
     silent = [process for process in processes(fleet.nodes["gpu-1"]) if "ServeReplica" in title(process)]
     fleet.silence("gpu-1")
-    assert all(viewer.is_alive() for viewer in viewers)
-    assert [viewer.watched() for viewer in viewers] == undisturbed
+    assert_whole(viewers, expected)
     fleet.wait_until_given_up("gpu-1")
     fleet.wake("gpu-1")
-    try:
-        wait_until(lambda: not any(title(process) for process in silent), "replicas that were given up end")
-    except TimeoutError:
-        print([(title(p), p.status()) for p in processes(fleet.nodes["gpu-1"])])
-        print([(title(p), p.is_running() and p.status()) for p in silent])
-        raise
-    finally:
-        fleet.kill("gpu-1")
+    wait_until(lambda: not any(title(process) for process in silent), "replicas that were given up end")
+    fleet.kill("gpu-1")
 
 
 def test_frames_that_die_before_they_are_encoded_are_generated_again(fleet: HostCluster) -> None:
-    files = form(audio=speech(SECONDS))
-    undisturbed = animate(fleet.url, files).content
-    chunks = len(clusters(undisturbed))
+    expected = undisturbed(fleet.url)[0]
+    reader = ClusterReader()
+    reader.feed(expected)
     before = fleet.chunks()
 
     def made() -> dict[str, int]:
@@ -70,59 +51,49 @@ def test_frames_that_die_before_they_are_encoded_are_generated_again(fleet: Host
     encoders = [psutil.Process(replica["pid"]) for replica in replicas("Encoder")]
     signal_all(encoders, signal.SIGSTOP)
     try:
-        viewer = Viewer(fleet.url, files)
+        viewer = Viewer(fleet.url, REQUESTS[0])
         wait_until(lambda: max(made().values()) >= 3, "three chunks that nobody encodes")
         [holder] = [name for name, count in made().items() if count]
         fleet.kill(holder)
     finally:
         signal_all(encoders, signal.SIGCONT)
-    assert viewer.watched() == undisturbed
+    assert_whole([viewer], [expected])
     [survivor] = before.keys() - {holder}
     fleet.wait_for(GENERATOR, [survivor])
-    assert made()[survivor] >= chunks
-
-
-def clusters(video: bytes) -> list[bytes]:
-    reader = ClusterReader()
-    reader.feed(video)
-    return reader.clusters
+    assert made()[survivor] >= len(reader.clusters)
 
 
 def test_a_node_with_an_encoder_dies(fleet: HostCluster) -> None:
-    viewers, undisturbed = watching(fleet)
+    viewers, expected = running_streams(fleet)
     [ingress] = fleet.where("Ingress")
     [other] = {"cpu-0", "cpu-1"} - {ingress}
     fleet.kill(other)
-    assert all(viewer.is_alive() for viewer in viewers)
-    assert [viewer.watched() for viewer in viewers] == undisturbed
+    assert_whole(viewers, expected)
 
 
 def test_the_gcs_is_restarted_under_streams(fleet: HostCluster) -> None:
-    viewers, undisturbed = watching(fleet)
+    viewers, expected = running_streams(fleet)
     fleet.restart_gcs()
-    assert all(viewer.is_alive() for viewer in viewers)
-    assert [viewer.watched() for viewer in viewers] == undisturbed
+    assert_whole(viewers, expected)
     fleet.kill("gpu-1")
     fleet.ensure("gpu-1")
     fleet.wait_for(GENERATOR, ["gpu-0", "gpu-1"])
-    assert animate(fleet.url, form(audio=speech(SECONDS, 0))).content == undisturbed[0]
+    assert_whole(*running_streams(fleet))
 
 
 def test_the_controller_is_killed_under_streams(fleet: HostCluster) -> None:
-    viewers, undisturbed = watching(fleet)
+    viewers, expected = running_streams(fleet)
     [controller] = named_processes("ray::ServeController")
     controller.kill()
-    assert all(viewer.is_alive() for viewer in viewers)
-    assert [viewer.watched() for viewer in viewers] == undisturbed
+    assert_whole(viewers, expected)
     wait_until(lambda: bool(named_processes("ray::ServeController")), "a new controller")
     fleet.wait_for(GENERATOR, ["gpu-0", "gpu-1"])
 
 
 def test_another_nodes_proxy_is_killed_under_streams(fleet: HostCluster) -> None:
-    viewers, undisturbed = watching(fleet)
+    viewers, expected = running_streams(fleet)
     elsewhere = [process for name in fleet.nodes for process in processes(fleet.nodes[name])]
     proxies = [process for process in elsewhere if title(process).startswith("ray::ProxyActor")]
     assert proxies
     signal_all(proxies, signal.SIGKILL)
-    assert all(viewer.is_alive() for viewer in viewers)
-    assert [viewer.watched() for viewer in viewers] == undisturbed
+    assert_whole(viewers, expected)

@@ -6,12 +6,10 @@ import os
 
 import ray
 
-from benchmarks.host_cluster import GENERATOR, HostCluster, replicas, shipped, wait_until
-from benchmarks.viewer import Viewer
+from benchmarks.host_cluster import GENERATOR, HostCluster, replicas, shipped
 from graph.live import animate, form, with_replicas
 from graph.test_graph import speech
-
-SECONDS = 15.0
+from nodes.streams import assert_whole, running_streams
 
 
 def gpus_seen(deployment: str) -> set[str | None]:
@@ -38,20 +36,14 @@ def test_a_gpu_node_dies_and_a_new_one_takes_new_streams(cluster: HostCluster) -
     cluster.ensure("cpu-0", "gpu-0", "gpu-1")
     cluster.deploy(with_replicas(shipped("serve.4090.yaml"), FlashHeadGenerator=2))
     cluster.wait_for(GENERATOR, ["gpu-0", "gpu-1"])
-    files = [form(audio=speech(SECONDS, seed)) for seed in range(2)]
-    undisturbed = [animate(cluster.url, each).content for each in files]
-
-    viewers = [Viewer(cluster.url, each) for each in files]
-    wait_until(lambda: all(len(viewer.arrivals) >= 3 for viewer in viewers), "three clusters each")
-    assert cluster.sessions() == {"gpu-0": 1, "gpu-1": 1}
+    viewers, expected = running_streams(cluster)
+    assert {viewer.node for viewer in viewers} == {"gpu-0", "gpu-1"}
     cluster.kill("gpu-1")
-    assert all(viewer.is_alive() for viewer in viewers)
-    assert [viewer.watched() for viewer in viewers] == undisturbed
+    assert_whole(viewers, expected)
 
     cluster.ensure("gpu-2")
     cluster.wait_for(GENERATOR, ["gpu-0", "gpu-2"])
-    viewers = [Viewer(cluster.url, each) for each in files]
-    wait_until(lambda: all(viewer.arrivals for viewer in viewers), "a cluster each")
-    assert cluster.sessions() == {"gpu-0": 1, "gpu-2": 1}
-    assert [viewer.watched() for viewer in viewers] == undisturbed
+    viewers, expected = running_streams(cluster)
+    assert {viewer.node for viewer in viewers} == {"gpu-0", "gpu-2"}
+    assert_whole(viewers, expected)
     assert cluster.sessions() == {"gpu-0": 0, "gpu-2": 0}
