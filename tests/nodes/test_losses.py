@@ -10,17 +10,11 @@ import pytest
 
 from serve_app.media.webm_reader import ClusterReader
 
-from benchmarks.host_cluster import (
-    GENERATOR,
-    HostCluster,
-    processes,
-    replicas,
-    signal_all,
-    wait_until,
-)
+from benchmarks.host_cluster import GENERATOR, HostCluster, processes, replicas, signal_all, wait_until
 from benchmarks.viewer import Viewer
 from graph.live import processes as named_processes
 from graph.live import title
+from nodes.streams import REQUESTS, assert_whole, running_streams, undisturbed
 
 pytestmark = [pytest.mark.slow]
 
