@@ -39,6 +39,7 @@ LOSS_DETECTION = {
 a minute. In production they are environment variables of the head, ``RAY_health_check_period_ms`` and so
 on."""
 APP = "flashhead"
+DEPLOY_TIMEOUT_S = 180.0
 GENERATOR = "FlashHeadGenerator-tiny"
 NODES: dict[str, dict[str, Any]] = {
     "cpu": {"num_cpus": 8, "labels": {"flashhead.io/node": "cpu"}},
@@ -96,8 +97,9 @@ class HostCluster:
         """Deploy a config on the embedded model and wait until it is ready."""
         changed = on_tiny(config)
         changed["http_options"].update(host="127.0.0.1", port=self._port)
-        _get_global_client().deploy_apps(ServeDeploySchema.model_validate(changed), _blocking=True)
-        wait_until_ready(self.url, 120)
+        _get_global_client().deploy_apps(ServeDeploySchema.model_validate(changed), _blocking=False)
+        wait_until(lambda: serve.status().applications[APP].status == "RUNNING", "deployed", DEPLOY_TIMEOUT_S)
+        wait_until_ready(self.url, DEPLOY_TIMEOUT_S)
 
     def where(self, deployment: str) -> list[str]:
         """Names of the nodes a deployment's running replicas are on, sorted."""
