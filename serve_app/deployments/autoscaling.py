@@ -7,6 +7,7 @@ value counts, not a mean over the look-back. The policy waits by itself before i
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -16,8 +17,11 @@ from ray.serve.config import AutoscalingContext
 from serve_app.config import ScalingSettings
 from serve_app.deployments.scaling_policy import REPORTED, Fleet, ReplicaReport, decide
 
-PEAKS = "peaks"
+PEAKS, LOOKED = "peaks", "looked_s"
 """Where Serve keeps the policy's memory between calls."""
+UNSEEN_S = 5.0
+"""After so long without a call the memory is void: while a deployment with demand has no replica, Serve
+decides by itself."""
 
 
 class StreamScaling:
@@ -32,8 +36,9 @@ class StreamScaling:
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         """The replicas to run, and the memory for the next call."""
+        now_s, memory = time.monotonic(), context.policy_state
         fleet = Fleet(
-            now_s=time.monotonic(),
+            now_s=now_s,
             target=context.target_num_replicas,
             running=context.current_num_replicas,
             reports=last_reports(context.raw_metrics or {}),
@@ -41,8 +46,9 @@ class StreamScaling:
             min_replicas=context.capacity_adjusted_min_replicas,
             max_replicas=context.capacity_adjusted_max_replicas,
         )
-        wanted, peaks = decide(fleet, context.policy_state.get(PEAKS), self._settings)
-        return wanted, {PEAKS: peaks}
+        known = memory[PEAKS] if now_s - memory.get(LOOKED, -math.inf) < UNSEEN_S else None
+        wanted, peaks = decide(fleet, known, self._settings)
+        return wanted, {PEAKS: peaks, LOOKED: now_s}
 
 
 def last_reports(metrics: Mapping[str, Mapping[Any, Any]]) -> list[ReplicaReport]:

@@ -101,17 +101,18 @@ def needed_replicas(reports: Sequence[ReplicaReport], settings: ScalingSettings)
     return math.ceil(full / (1 - settings.head_room) + settings.spare_replicas - ROUNDING)
 
 
-def decide(fleet: Fleet, peaks: Peaks | None, settings: ScalingSettings) -> tuple[int, Peaks]:
+def decide(fleet: Fleet, peaks: Peaks | None, settings: ScalingSettings) -> tuple[int, Peaks | None]:
     """The replicas to ask for, and what to bring to the next call; ``None`` at the first one.
 
     Where replicas are still silent the fleet does not shrink, and neither does it before it has been looked
-    at for ``scale_down_after_s``.
+    at for ``scale_down_after_s`` since its first replica ran: one that was just woken reports no streams yet.
     """
-    peaks = peaks or Peaks(fleet.now_s)
     wanted = fleet.target
     if not fleet.running:
         wanted = max(wanted, 1 if fleet.waiting else 0)
+        peaks = None
     elif fleet.reports:
+        peaks = peaks or Peaks(fleet.now_s)
         needed = needed_replicas(fleet.reports, settings)
         peaks = peaks.with_need(fleet.now_s, needed, settings.scale_down_after_s)
         highest = peaks.seen[0][1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -146,6 +147,31 @@ def test_asleep_until_somebody_waits() -> None:
     assert decide(fleet(0, min_replicas=0), None, BARE)[0] == 0
     assert decide(fleet(0, min_replicas=0, waiting=3), None, BARE)[0] == 1
     assert decide(fleet(0, min_replicas=0, target=2), None, BARE)[0] == 2
+
+
+def test_a_fleet_that_was_just_woken_is_looked_at_anew() -> None:
+    """It slept for long, and its first report is older than its first stream."""
+    _, peaks = decide(fleet(500, min_replicas=0), Peaks(since_s=0), BARE)
+    wanted, peaks = decide(fleet(510, min_replicas=0, target=1, running=1), peaks, BARE)
+    assert wanted == 1
+    wanted, peaks = decide(fleet(511, IDLE, min_replicas=0), peaks, BARE)
+    assert wanted == 1
+    assert decide(fleet(610, IDLE, min_replicas=0), peaks, BARE)[0] == 1
+    assert decide(fleet(612, IDLE, min_replicas=0), peaks, BARE)[0] == 0
+
+
+def test_memory_from_before_a_time_serve_decided_alone_is_void(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([1000.0, 1030.0, 1033.0, 1037.0, 1041.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
+    policy = StreamScaling(head_room=0, spare_replicas=0, scale_down_after_s=10)
+    idle = series({"a": [IDLE]})
+    asleep = {"capacity_adjusted_min_replicas": 0}
+    _, state = policy(context(idle, running=1, **asleep))
+    wanted, state = policy(context(idle, running=1, policy_state=state, **asleep))
+    assert wanted == 1
+    for _ in range(3):
+        wanted, state = policy(context(idle, running=1, policy_state=state, **asleep))
+    assert wanted == 0
 
 
 def test_an_idle_fleet_goes_to_its_minimum() -> None:
