@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -124,14 +123,13 @@ def _hours(axes: Axes, options: Options, runs: dict[str, FleetRun]) -> None:
 
 def _starts(axes: Axes, options: Options) -> None:
     """Refusals by start time, for several reserves, on a day without losses."""
-    fleet = replace(options.fleet, mtbf_h=float("inf"), zone_loss_h=None)
-    for scaling, colour in zip(RESERVES, (RED, BLUE, GREEN, GREY), strict=True):
+    for (head_room, spare), colour in zip(RESERVES, (RED, BLUE, GREEN, GREY), strict=True):
         shares = []
         for start_s in STARTS_S:
-            chosen = replace(options, fleet=replace(fleet, start_s=start_s), scaling=scaling)
-            run = simulate(chosen, StreamScaling(scaling), chosen.day())
+            chosen = options.with_reserve(head_room, spare).with_start(start_s)
+            run = simulate(chosen, StreamScaling(chosen.scaling), chosen.day())
             shares.append(100 * run.refused / (run.opened + run.refused))
-        label = f"{100 * scaling.head_room:.0f} % head-room, {scaling.spare_replicas:g} spare"
+        label = f"{100 * head_room:.0f} % head-room, {spare:g} spare"
         axes.plot(shares, color=colour, marker="o", markersize=4, label=label)
     axes.set(xlabel="start of a replica, s", ylabel="streams refused, %")
     axes.set_xticks(range(len(STARTS_S)), [f"{start_s:g}" for start_s in STARTS_S])

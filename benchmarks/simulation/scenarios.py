@@ -25,13 +25,8 @@ REFUSED = 0.001
 PREROLLS_S = (0.0, 0.2, 0.48)
 HELD_S = 4 * HOUR_S
 ZONE_LOSS_H = 18.0
-RESERVES = (
-    ScalingSettings(head_room=0.0, spare_replicas=0),
-    ScalingSettings(),
-    ScalingSettings(head_room=0.25),
-    ScalingSettings(head_room=0.4),
-)
-"""What ``starts`` compares: none, the default, more."""
+RESERVES = ((0.0, 0.0), (0.1, 1.0), (0.25, 1.0), (0.4, 1.0))
+"""Head-room and spare replicas that ``starts`` compares."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +45,16 @@ class Options:
     def with_gpus(self, gpus: int) -> Options:
         """The same with a fleet of up to that many."""
         return replace(self, fleet=replace(self.fleet, max_gpus=gpus))
+
+    def with_reserve(self, head_room: float, spare_replicas: float) -> Options:
+        """The same with another reserve, and no losses."""
+        reserve = {"head_room": head_room, "spare_replicas": spare_replicas}
+        whole = replace(self.fleet, mtbf_h=math.inf, zone_loss_h=None)
+        return replace(self, fleet=whole, scaling=self.scaling.model_copy(update=reserve))
+
+    def with_start(self, start_s: float) -> Options:
+        """The same with replicas that take so long to start."""
+        return replace(self, fleet=replace(self.fleet, start_s=start_s))
 
     def day(self) -> Day:
         """The load of 24 hours."""
@@ -150,15 +155,13 @@ def days(options: Options, gpus: list[int]) -> Iterator[Row]:
 
 def starts(options: Options, gpus: int) -> Iterator[Row]:
     """The same day for start times and reserves, without losses."""
-    sized = options.with_gpus(gpus)
-    for scaling in RESERVES:
+    for head_room, spare in RESERVES:
         for start_s in (EAGER_START_S, COMPILED_START_S, NEW_NODE_START_S):
-            whole = replace(sized.fleet, start_s=start_s, mtbf_h=math.inf, zone_loss_h=None)
-            run = simulate(replace(sized, fleet=whole, scaling=scaling), StreamScaling(scaling), sized.day())
-            figures = row(sized, run)
+            chosen = options.with_gpus(gpus).with_reserve(head_room, spare).with_start(start_s)
+            figures = row(chosen, simulate(chosen, StreamScaling(chosen.scaling), chosen.day()))
             yield {
-                "head-room": f"{100 * scaling.head_room:.0f} %",
-                "spare GPUs": f"{scaling.spare_replicas:g}",
+                "head-room": f"{100 * head_room:.0f} %",
+                "spare GPUs": f"{spare:g}",
                 "start, s": f"{start_s:g}",
                 **{name: figures[name] for name in ("refused", "GPU-hours", "$ per stream-hour")},
             }
