@@ -238,7 +238,10 @@ def impatient(documents: list[Document]) -> Iterator[str]:
     kept_s = spec.get("rayClusterDeletionDelaySeconds", 60)
     if spec["upgradeStrategy"]["type"] == "NewCluster" and kept_s < longest_s:
         yield f"rayClusterDeletionDelaySeconds {kept_s} cuts videos of {longest_s:g} s at an upgrade"
-    hand_over_s = max(d.get("graceful_shutdown_timeout_s", 20) for d in application["deployments"])
+    graces = {d["name"]: d.get("graceful_shutdown_timeout_s", 20) for d in application["deployments"]}
+    hand_over_s = max(graces.values())
+    if graces["Ingress"] <= longest_s:
+        yield f"Ingress: graceful_shutdown_timeout_s {graces['Ingress']} cuts videos of {longest_s:g} s"
     for pod in pods(documents):
         if pod.component in ("cpu-worker", "gpu-worker"):
             yield from _impatient_worker(pod, hand_over_s)
