@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
+import pytest
 from ray import serve
 
 from serve_app.app import generator_name
 
 from benchmarks.null_graph import null_fleet
-from graph.live import deploy, kill, replicas
+from graph.live import animate, deploy, form, kill, replicas
+from graph.test_graph import speech
 
 CHUNK_MS = 300
 PLACES = 2
@@ -32,6 +37,51 @@ def fleet(url: str, fewest: int, most: int) -> Iterator[None]:
         serve.delete("flashhead")
 
 
+def running() -> int:
+    """Generator replicas that take calls."""
+    deployment = serve.status().applications["flashhead"].deployments[GENERATOR]
+    return deployment.replica_states.get("RUNNING", 0)
+
+
+def wait_for_running(count: int, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while running() != count:
+        assert time.monotonic() < deadline, f"{running()} replicas run, not {count}"
+        time.sleep(0.1)
+
+
+@contextmanager
+def recorded_counts() -> Iterator[list[int]]:
+    """How many replicas ran, from change to change."""
+    counts: list[int] = []
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.1):
+            count = running()
+            if not counts or counts[-1] != count:
+                counts.append(count)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield counts
+    finally:
+        stop.set()
+        thread.join()
+
+
+def animate_patiently(url: str, seconds: float) -> tuple[bytes, int]:
+    """The video, and how often there was no place at first; who is refused comes back when told."""
+    for refusals in itertools.count():
+        answer = animate(url, form(audio=speech(seconds)))
+        if answer.status_code == 200:
+            return answer.content, refusals
+        assert answer.status_code == 429, answer.text
+        time.sleep(int(answer.headers["Retry-After"]))
+    raise AssertionError
+
+
 def test_ready_follows_the_replicas(url: str) -> None:
     with fleet(url, 1, 1):
         assert httpx.get(f"{url}/ready").status_code == 200
@@ -43,3 +93,40 @@ def test_ready_follows_the_replicas(url: str) -> None:
             assert time.monotonic() < deadline, seen
             seen.add(httpx.get(f"{url}/ready").status_code)
             time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_load_comes_and_goes(url: str) -> None:
+    """From nothing to several replicas and back to nothing: no stream is lost or changed by a byte, refused
+    clients get in, and the count goes up once and down once."""
+    with fleet(url, 0, 4):
+        undisturbed = {
+            seconds: animate(url, form(audio=speech(seconds))).content for seconds in (LONG_S, SHORT_S)
+        }
+        wait_for_running(0)
+        assert httpx.get(f"{url}/ready").status_code == 200
+        with recorded_counts() as counts, ThreadPoolExecutor() as pool:
+            lengths = [LONG_S] * (2 * PLACES) + [SHORT_S]
+            streams = [pool.submit(animate_patiently, url, seconds) for seconds in lengths]
+            streams[-1].result()
+            first_drop = _wait_for_drop(counts)
+            still_running = [stream for stream in streams if not stream.done()]
+            videos = [stream.result() for stream in streams]
+            wait_for_running(0)
+        assert still_running, f"replicas went only when nothing ran: {counts} at {first_drop}"
+        assert [video for video, _ in videos] == [undisturbed[seconds] for seconds in lengths]
+        assert sum(refusals for _, refusals in videos) > 0
+        top = counts.index(max(counts))
+        # Two for the long streams; a third where it starts before the short one has found its place.
+        assert max(counts) in (2, 3)
+        assert counts[: top + 1] == sorted(counts[: top + 1])
+        assert counts[top:] == sorted(counts[top:], reverse=True)
+        assert animate(url, form(audio=speech(SHORT_S))).content == undisturbed[SHORT_S]
+
+
+def _wait_for_drop(counts: list[int], timeout_s: float = 60) -> list[int]:
+    deadline = time.monotonic() + timeout_s
+    while len(counts) < 2 or counts[-1] >= counts[-2]:
+        assert time.monotonic() < deadline, counts
+        time.sleep(0.05)
+    return list(counts)
