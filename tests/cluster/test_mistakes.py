@@ -135,7 +135,7 @@ MISTAKES: list[tuple[Check, str, Mistake]] = [
     (
         checks.impatient,
         "must grow",
-        lambda d: edit_serve_config(d, "graceful_shutdown_timeout_s: 660", "graceful_shutdown_timeout_s: 700"),
+        lambda d: edit_serve_config(d, "graceful_shutdown_timeout_s: 6", "graceful_shutdown_timeout_s: 9"),
     ),
     (
         checks.impatient,
