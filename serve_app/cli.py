@@ -1,4 +1,4 @@
-"""``flashhead-serve``: start the graph, animate, look at weights."""
+"""``flashhead-serve``: start the graph, animate, get and look at weights, check configs, make API keys."""
 
 from __future__ import annotations
 

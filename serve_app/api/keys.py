@@ -108,8 +108,11 @@ def read_keys(source: Path) -> tuple[KeyEntry, ...]:
             repeats nothing of its content but names of fields.
     """
     files = [source]
-    if source.is_dir():
-        files = sorted(file for file in source.iterdir() if not file.name.startswith("."))
+    try:
+        if source.is_dir():
+            files = sorted(file for file in source.iterdir() if not file.name.startswith("."))
+    except OSError as error:
+        raise ConfigError(f"{source}: {error.strerror}") from None
     entries = tuple(entry for file in files for entry in _read_file(file))
     for what, values in (("name", [e.name for e in entries]), ("key", [e.key for e in entries])):
         if len(set(values)) != len(values):

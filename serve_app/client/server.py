@@ -120,7 +120,8 @@ def overridden(config: Mapping[str, Any], overrides: Overrides) -> dict[str, Any
 
 def _check_keys(name: Path, config: Mapping[str, Any], host: str) -> None:
     for application in _applications(config):
-        keys = _arguments(application).get("keys") or {}
+        given = _arguments(application).get("keys")
+        keys = given if isinstance(given, Mapping) else {}
         if keys.get("file") is None and keys.get("required") is not False:
             raise ConfigError(
                 f"{name} listens on {host}, where others reach it, without keys: give --keys FILE"
@@ -144,8 +145,8 @@ def _arguments(application: dict[str, Any]) -> dict[str, Any]:
 
 def _read(config: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(config.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        settings = yaml.safe_load(config.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"--config {config}: {error}") from error
     if not isinstance(settings, Mapping):
         raise ConfigError(f"--config {config}: not a Serve config (a mapping is expected)")

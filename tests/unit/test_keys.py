@@ -103,6 +103,23 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_keys(tmp_path / "long")
 
 
+def test_a_directory_that_cannot_be_listed_leaves_the_keys_in_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.yaml", {"name": "studio", "key": STUDIO})
+    ring = KeyRing(tmp_path, reload_s=2)
+    ring.load()
+
+    def gone(folder: Path) -> None:
+        raise FileNotFoundError(2, "No such file or directory", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", gone)
+    with pytest.raises(ConfigError, match="No such file"):
+        read_keys(tmp_path)
+    ring.load()
+    assert ring.identify(STUDIO) is not None
+
+
 def test_a_ring_knows_its_keys_and_no_other(file: Path) -> None:
     ring = KeyRing(file, reload_s=1)
     assert ring.identify(STUDIO) is None
