@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app import IMPORTED_S
 from serve_app.config import Limits, ModelSettings
-from serve_app.deployments.handles import call_until_answered
+from serve_app.deployments.handles import MADE, call_until_answered
 from serve_app.deployments.logs import join_serve_logging
 from serve_app.deployments.metrics import ServeRecorder
 from serve_app.engine.admission import Admission
@@ -97,10 +97,11 @@ class FlashHeadGenerator:
         return uid
 
     async def chunk(self, call: ChunkCall) -> AsyncGenerator[np.ndarray | bytes, None]:
-        """Two items: frames ``[frame_count, height * 3 // 2, width]`` uint8 yuv420p, then the snapshot."""
+        """``MADE``, then frames ``[frame_count, height * 3 // 2, width]`` uint8 yuv420p, then the snapshot."""
         async with aclosing(self._service.chunk(call)) as answers:
             frames = await anext(answers)
             self._chunks += 1
+            yield MADE
             yield frames
             yield await anext(answers)
 

@@ -33,6 +33,10 @@ MAX_ASKED = 16
 """Replicas that are asked for a place before all count as full: those that had the most room a second ago."""
 INLINE_BYTES = 100 * 1024
 """Ray's ``max_direct_call_object_size``: smaller objects never reach the object store."""
+MADE = b""
+"""What a generator replica answers before a chunk's frames: that the next answer is them."""
+ARRIVAL_PAUSE_S = 0.002
+"""Between two looks for frames that are announced; putting them into the object store takes a few ms."""
 
 
 @contextmanager
@@ -162,12 +166,17 @@ class ServeGeneratorSession:
 
 
 async def _produced(answers: ray.ObjectRefGenerator) -> ray.ObjectRef:
-    """The next answer's reference; raises where the answer is an error.
+    """The reference of a chunk's frames, which stay on the node they were made on; raises where the answer
+    is an error.
 
+    A generator of references that is awaited brings an answer that is not ready yet to this node (Ray
+    2.60). So what is awaited is ``MADE``, an answer of no size, and the frames behind it are looked for.
     An error comes as a reference like any other. Ray keeps what is smaller than ``INLINE_BYTES`` in the
-    memory of the caller, so reading a small answer to see whether it is one costs nothing; larger ones
-    are frames and stay where they are.
+    memory of the caller, so reading a small answer to see whether it is one costs nothing.
     """
+    await (await anext(answers))
+    while not answers.next_ready() and not answers.is_finished():
+        await asyncio.sleep(ARRIVAL_PAUSE_S)
     reference = await anext(answers)
     size = get_local_object_locations([reference])[reference]["object_size"]
     if size is None or size < INLINE_BYTES:

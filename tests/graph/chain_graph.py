@@ -15,7 +15,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import Limits
-from serve_app.deployments.handles import ServeEncoder, ServeGenerator
+from serve_app.deployments.handles import MADE, ServeEncoder, ServeGenerator
 from serve_app.deployments.router import pinned
 from serve_app.errors import AtCapacity, FramesLost, OutOfRange, ReplicaLost
 from serve_app.session.clock import MonotonicClock
@@ -47,6 +47,7 @@ class ChainReplica:
             raise OutOfRange("planted", value=call.index)
         state = hashlib.sha256(self._states[call.session_id] + call.audio.samples.tobytes()).digest()
         await asyncio.sleep(CHUNK_S / 2)
+        yield MADE
         yield np.frombuffer(state * 32_000, np.uint8)
         await asyncio.sleep(CHUNK_S / 2)
         self._states[call.session_id] = state
