@@ -97,7 +97,7 @@ class FlashHeadGenerator:
         return uid
 
     async def chunk(self, call: ChunkCall) -> AsyncGenerator[np.ndarray | bytes, None]:
-        """``MADE``, then frames ``[frame_count, height * 3 // 2, width]`` uint8 yuv420p, then the snapshot."""
+        """``MADE``, frames ``[frame_count, height * 3 // 2, width]`` uint8 yuv420p, then the snapshot."""
         async with aclosing(self._service.chunk(call)) as answers:
             frames = await anext(answers)
             self._chunks += 1

@@ -175,7 +175,7 @@ async def _produced(answers: ray.ObjectRefGenerator) -> ray.ObjectRef:
     memory of the caller, so reading a small answer to see whether it is one costs nothing.
     """
     await (await anext(answers))
-    while not answers.next_ready() and not answers.is_finished():
+    while not answers.next_ready() and not answers.is_finished():  # noqa: ASYNC110
         await asyncio.sleep(ARRIVAL_PAUSE_S)
     reference = await anext(answers)
     size = get_local_object_locations([reference])[reference]["object_size"]
