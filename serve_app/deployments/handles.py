@@ -21,7 +21,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve_app.deployments.router import any_but, pinned
-from serve_app.errors import AtCapacity, FlashHeadError, FramesLost, ReplicaLost, Unavailable
+from serve_app.errors import AtCapacity, FlashHeadError, ReplicaLost, Unavailable
 from serve_app.session.protocols import Frames
 from serve_app.types import ChunkCall, EncodeJob, Geometry, SessionSpec
 
@@ -194,8 +194,9 @@ class ServeEncoder:
 
     async def encode(self, frames: Frames | None, job: EncodeJob) -> bytes:
         """See ``Encoder``."""
-        with _frame_errors(), ray_errors():
-            cluster: bytes = await answered(self._handle.encode.remote(frames, job, *self._size))
+        references = [] if frames is None else [frames]
+        with ray_errors(ObjectLostError):
+            cluster: bytes = await answered(self._handle.encode.remote(references, job, *self._size))
             return cluster
 
     async def finalise_mp4(self, chunks: Sequence[bytes], pcm48: np.ndarray) -> bytes:
@@ -203,15 +204,3 @@ class ServeEncoder:
         return await call_until_answered(
             lambda: self._handle.finalise_mp4.remote(chunks, pcm48, *self._size), self._patience_s, "Encoder"
         )
-
-
-@contextmanager
-def _frame_errors() -> Iterator[None]:
-    """Failures of the frames an encode call was given, as opposed to failures of the encoder."""
-    try:
-        yield
-    except (ObjectLostError, RayServeException, RayTaskError) as error:
-        if isinstance(error, RayTaskError) and not isinstance(_root_cause(error), RayError):
-            raise
-        logger.warning("a chunk's frames are lost: %s", error)
-        raise FramesLost("the chunk's frames cannot be read any more") from error

@@ -15,6 +15,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import Limits
+from serve_app.deployments.encoder import fetched
 from serve_app.deployments.handles import MADE, ServeEncoder, ServeGenerator
 from serve_app.deployments.router import pinned
 from serve_app.errors import AtCapacity, FramesLost, OutOfRange, ReplicaLost
@@ -66,9 +67,10 @@ class ChainReplica:
 class HashReplica:
     """An encoder whose cluster is a digest of what it was given."""
 
-    async def encode(self, frames: np.ndarray | None, job: EncodeJob, height: int, width: int) -> bytes:
-        assert frames is not None
-        return hashlib.sha256(frames.tobytes()).hexdigest().encode() + f" {job.start_ms}".encode()
+    async def encode(self, frames: list[ray.ObjectRef], job: EncodeJob, height: int, width: int) -> bytes:
+        pixels = await fetched(frames)
+        assert pixels is not None
+        return hashlib.sha256(pixels.tobytes()).hexdigest().encode() + f" {job.start_ms}".encode()
 
 
 class Front:
