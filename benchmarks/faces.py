@@ -74,13 +74,19 @@ class Observer:
         return Look(self._opening(aligned), (float(shift[0]), float(shift[1])), turn, psnr)
 
     def _alignment(self, frame: np.ndarray) -> np.ndarray:
-        """The rigid movement ``[2, 3]`` from the portrait to ``frame`` that fits best."""
+        """The rigid movement ``[2, 3]`` from the portrait to ``frame`` that fits best; none where nothing
+        fits, so that such a frame is as unlike the portrait as it is."""
         portrait, grey = (
             cv2.cvtColor(p, cv2.COLOR_RGB2GRAY).astype(np.float32) for p in (self.portrait, frame)
         )
         warp = np.eye(2, 3, dtype=np.float32)
         mask = self._still.astype(np.uint8)
-        _, warp = cv2.findTransformECC(portrait, grey, warp, cv2.MOTION_EUCLIDEAN, _ALIGNMENT, mask, 5)
+        try:
+            _, warp = cv2.findTransformECC(portrait, grey, warp, cv2.MOTION_EUCLIDEAN, _ALIGNMENT, mask, 5)
+        except cv2.error as error:
+            if error.code != cv2.Error.StsNoConv:
+                raise
+            return np.eye(2, 3)
         return np.asarray(warp, float)
 
     def _opening(self, aligned: np.ndarray) -> float:

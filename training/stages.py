@@ -39,19 +39,20 @@ class Length:
 @dataclass(frozen=True, slots=True)
 class Scale:
     """How much is trained: whether the VAE's encoder leaves its linear start, lengths of the stages, talks
-    that are encoded."""
+    that are encoded and those of them that are rolled out."""
 
     trains_encoder: bool
     autoencoder: Length
     speech: Length
     talks: int
     generator: Length
+    rollouts: int
     correction: Length
 
 
 SCALES = {
-    "cpu": Scale(False, Length(1500, 4), Length(1200, 6), 400, Length(2000, 16), Length(300, 16)),
-    "gpu": Scale(True, Length(15000, 16), Length(6000, 16), 4000, Length(20000, 64), Length(6000, 64)),
+    "cpu": Scale(False, Length(1500, 4), Length(1200, 6), 400, Length(4000, 16), 60, Length(300, 16)),
+    "gpu": Scale(True, Length(15000, 16), Length(6000, 16), 4000, Length(20000, 64), 1000, Length(6000, 64)),
 }
 
 

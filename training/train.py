@@ -78,9 +78,8 @@ def make_rollouts(place: Workplace, until_s: float) -> bool:
     """What the generator hands on to itself."""
     dit = finished(generator_stage(place), place).requires_grad_(False)
     chunks = Chunks(place.talks, SEED + 2)
-    return roll_out(
-        dit, normalised_vae(place, chunks), chunks, len(chunks.data["first"]), place.rollouts, until_s
-    )
+    vae = normalised_vae(place, chunks)
+    return roll_out(dit, vae, chunks, place.scale.rollouts, place.rollouts, until_s)
 
 
 def write(place: Workplace, until_s: float) -> bool:
