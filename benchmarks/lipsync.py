@@ -31,7 +31,7 @@ import soundfile
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from serve_app.client.remote import animate
-from serve_app.client.server import running_server
+from serve_app.client.server import Overrides, running_server
 from serve_app.types import FPS
 
 from benchmarks.faces import Look, Observer, best_lag, seam_ratio
@@ -175,7 +175,7 @@ def main() -> int:
     talks = [held_out_talk(number, round(args.seconds * FPS)) for number in range(args.talks)]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
-        with running_server(args.config, None, args.port, START_TIMEOUT_S, log) as url:
+        with running_server(args.config, Overrides(port=args.port), START_TIMEOUT_S, log) as url:
             spoken = [watch(url, talk) for talk in talks]
             hushed = watch(url, silent(held_out_talk(0, 4 * FPS)))
             long = watch(url, held_out_talk(1, round(args.long * FPS)))

@@ -17,11 +17,15 @@ _SETTLE_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Sway:
-    """Largest swing of each movement: angles in radians, the shift in half-widths of the face."""
+    """Largest swing of each movement: angles in radians, the shift in half-widths of the face.
+
+    The head turns and nods little: a picture cannot be aligned rigidly with one of a turned head, and so
+    its likeness could not be measured. Of these talks' true frames it is 30 dB (24.7 to 36.2 for five faces).
+    """
 
     roll: float = 0.05
-    yaw: float = 0.09
-    pitch: float = 0.06
+    yaw: float = 0.03
+    pitch: float = 0.03
     across: float = 0.07
     down: float = 0.05
 
