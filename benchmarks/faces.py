@@ -138,11 +138,13 @@ def _finest(distances: np.ndarray) -> float:
 
 
 def best_lag(seen: np.ndarray, true: np.ndarray, most: int = 5) -> tuple[int, float]:
-    """The lag in frames by which ``seen`` follows ``true`` best, and the correlation without lag."""
+    """The lag in frames by which ``seen`` follows ``true`` best, and the correlation without lag, 0 for a
+    mouth that never moves."""
 
     def correlation(lag: int) -> float:
         first, last = max(lag, 0), len(seen) + min(lag, 0)
-        return float(np.corrcoef(seen[first:last], true[first - lag : last - lag])[0, 1])
+        pair = np.stack([seen[first:last], true[first - lag : last - lag]])
+        return float(np.corrcoef(pair)[0, 1]) if pair.std(axis=1).all() else 0.0
 
     lags = range(-most, most + 1)
     return max(lags, key=correlation), correlation(0)

@@ -40,6 +40,10 @@ def test_a_delay_of_two_frames_is_seen() -> None:
     assert lag == 2
 
 
+def test_a_mouth_that_never_moves_agrees_with_nothing() -> None:
+    assert best_lag(np.zeros(24), OPENINGS)[1] == 0
+
+
 def test_the_head_s_movement_is_seen_and_taken_back() -> None:
     face = sample_face(np.random.default_rng(104))
     observer = Observer(face, SIDE)
