@@ -170,7 +170,7 @@ def main() -> None:
         "spare_replicas": options.spare_replicas,
         "scale_down_after_s": options.scale_down_after,
     }
-    ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
     config = null_fleet(options.chunk_ms, (1, options.max_replicas), scaling)
     _get_global_client().deploy_apps(ServeDeploySchema.model_validate(config), _blocking=True)

@@ -113,7 +113,7 @@ def main() -> None:
     import ray
     from ray import serve
 
-    ray.init(num_cpus=16, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": 8123})
     chunk_s = options.chunk_ms / 1000
     serve.run(build_null_app(chunk_s, options.encoder == "real"), name="overhead")
