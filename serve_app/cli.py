@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from serve_app import __version__
-from serve_app.errors import FlashHeadError, Unavailable
+from serve_app.errors import ConfigError, FlashHeadError, Unavailable
 
 if TYPE_CHECKING:
     from serve_app.client.server import Overrides
+    from serve_app.model.weight_report import WeightReport
 
 DEFAULT_CONFIG = Path("configs/serve.yaml")
 START_TIMEOUT_S = 300.0
@@ -67,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         "check-weights", help="say which models a directory holds, from headers alone"
     )
     check.add_argument("directory", type=Path)
+    check.add_argument(
+        "--models", type=_names, metavar="NAMES", help="all of these must be complete; any one if absent"
+    )
     check.set_defaults(command=_check_weights)
 
     config = commands.add_parser("check-config", help="say what is wrong with a Serve config")
@@ -104,15 +108,17 @@ def _add_animation_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_download_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--models", type=lambda names: names.split(","), default=["lite"], help="lite, pro or lite,pro"
-    )
+    parser.add_argument("--models", type=_names, default=["lite"], help="lite, pro or lite,pro")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="checkpoint directory to fill")
     parser.add_argument("--endpoint", metavar="URL", help="a mirror of the hub; else HF_ENDPOINT")
     token = parser.add_mutually_exclusive_group()
     token.add_argument("--token", help="access token of the hub; else HF_TOKEN")
     token.add_argument("--token-file", type=Path, metavar="FILE", help="file that holds the token")
     parser.add_argument("--revision", help="of the FlashHead repository, in place of the release known here")
+
+
+def _names(value: str) -> list[str]:
+    return value.split(",")
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -209,15 +215,17 @@ def _download(options: argparse.Namespace) -> int:
     except Unavailable as error:
         print(f"flashhead-serve: {error}; the same command goes on from here", file=sys.stderr)
         return TRY_AGAIN
-    report = check_weights(options.to).of(options.models)
-    print(report.to_text())
-    return 0 if all(preset.complete for preset in report.presets) else 1
+    return _told(check_weights(options.to).of(options.models))
 
 
 def _check_weights(options: argparse.Namespace) -> int:
     from serve_app.model.weight_report import check_weights
 
     report = check_weights(options.directory)
+    return _told(report.of(options.models) if options.models else report)
+
+
+def _told(report: WeightReport) -> int:
     print(report.to_text())
     return 0 if report.complete else 1
 
@@ -225,7 +233,11 @@ def _check_weights(options: argparse.Namespace) -> int:
 def _check_config(options: argparse.Namespace) -> int:
     from serve_app.check.report import check_config
 
-    report = check_config(options.file.read_text("utf-8"), options.gpus)
+    try:
+        text = options.file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{options.file}: not UTF-8: {error.reason} at byte {error.start}") from None
+    report = check_config(text, options.gpus)
     print(report.to_text(str(options.file)))
     return int(report.fails(options.strict))
 

@@ -119,8 +119,7 @@ class KernelCache:
         if digest.digest() != checksum:
             logger.warning("compiled kernels in %s are damaged; they are compiled anew", self.path)
             return None
-        # Of its own for each content: entries of another compilation might be taken instead.
-        _compile_in(Path(tempfile.gettempdir(), f"flashhead-kernels-{os.getuid()}-{digest.hexdigest()[:12]}"))
+        _compile_in(_private_folder(digest.hexdigest()[:12]))
         info = torch.compiler.load_cache_artifacts(artifacts)
         if info is None:
             logger.warning("compiled kernels in %s are not for this torch; compiled anew", self.path)
@@ -174,6 +173,16 @@ class KernelCache:
                 if self._now() > deadline:
                     raise TimeoutError(f"{self.path} was still being compiled after {WAIT_S:g} s") from None
                 time.sleep(POLL_S)
+
+
+def _private_folder(content: str) -> Path:
+    """A folder for the kernels of a file with that content: entries of another compilation might be taken
+    instead, and whoever could write into it could run code here."""
+    folder = Path(tempfile.gettempdir(), f"flashhead-kernels-{os.getuid()}-{content}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        return Path(tempfile.mkdtemp(prefix="flashhead-kernels-"))
+    return folder
 
 
 def _compile_in(folder: Path) -> None:

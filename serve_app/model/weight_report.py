@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from serve_app.model.parts import Fault, Part, dit_part, vae_part, wav2vec2_part
-from serve_app.model.presets import PRESETS, Preset
+from serve_app.model.presets import PRESETS, Preset, preset
 from serve_app.model.released_files import RELEASED_BYTES
 
 State = Literal["complete", "missing", "truncated", "unreadable", "does not fit"]
@@ -55,19 +55,26 @@ class PresetReport:
 
 @dataclass(frozen=True, slots=True)
 class WeightReport:
-    """A directory, preset by preset."""
+    """A directory, preset by preset. ``wanted`` are all to be there; without them any one is enough."""
 
     root: Path
     presets: tuple[PresetReport, ...]
+    wanted: bool = False
 
     @property
     def complete(self) -> bool:
-        """Whether any preset could be loaded."""
-        return any(preset.complete for preset in self.presets)
+        """Whether all that is wanted could be loaded."""
+        complete = [preset.complete for preset in self.presets]
+        return all(complete) if self.wanted else any(complete)
 
     def of(self, models: Sequence[str]) -> WeightReport:
-        """The same about ``models`` alone."""
-        return WeightReport(self.root, tuple(preset for preset in self.presets if preset.name in models))
+        """The same about ``models``, which are all wanted.
+
+        Raises:
+            OutOfRange: a name that no preset has.
+        """
+        names = [preset(name).name for name in models]
+        return WeightReport(self.root, tuple(row for row in self.presets if row.name in names), wanted=True)
 
     def to_text(self) -> str:
         """The report for people, one line per file; presets that need the same files stand together."""

@@ -102,6 +102,15 @@ def test_check_weights_says_what_is_there(capsys: pytest.CaptureFixture[str], tm
     assert "missing" in capsys.readouterr().out
 
 
+def test_check_weights_wants_every_model_that_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    tiny = str(ROOT / "serve_app" / "checkpoints" / "tiny")
+    assert main(["check-weights", tiny, "--models", "tiny"]) == 0
+    assert main(["check-weights", tiny, "--models", "tiny,pro"]) == 1
+    assert "lite" not in capsys.readouterr().out
+    assert main(["check-weights", tiny, "--models", "tyni"]) == 1
+    assert "tyni" in said(capsys)
+
+
 def test_a_reader_counts_what_a_stream_holds(tmp_path: Path) -> None:
     out = tmp_path / "video.webm"
     assert animate(out) == 0
