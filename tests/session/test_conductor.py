@@ -24,7 +24,7 @@ from session.fakes import (
     speech,
 )
 
-HASTY = {"call_timeout_s": 0.05, "resume_timeout_s": 0.04}
+HASTY = {"call_timeout_s": 0.5, "resume_timeout_s": 0.4}
 
 
 def conductor(
