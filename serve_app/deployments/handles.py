@@ -15,14 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 import ray
-from ray.exceptions import (
-    ActorDiedError,
-    ActorUnavailableError,
-    ObjectLostError,
-    RayError,
-    RayTaskError,
-    TaskCancelledError,
-)
+from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayError, RayTaskError
 from ray.experimental.locations import get_local_object_locations
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
@@ -50,20 +43,10 @@ ARRIVAL_PAUSE_S = 0.002
 def ray_errors(*lost: type[RayError]) -> Iterator[None]:
     """Turn Ray's failures into the error tree: the error the replica raised, or ``ReplicaLost`` for a
     replica that died or cannot be reached and for the ``lost`` kinds. Ray's own words go to the log; they
-    name processes and addresses.
-
-    When a node dies, Ray also cancels calls that nobody here cancelled, on nodes that live (2.60). Those
-    count as lost too; a cancellation of the caller goes its way.
-    """
-    gone = (ActorDiedError, ActorUnavailableError, TaskCancelledError, *lost)
+    name processes and addresses."""
+    gone = (ActorDiedError, ActorUnavailableError, *lost)
     try:
         yield
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        logger.warning("a call was cancelled by what served it")
-        raise ReplicaLost("the call was cancelled by what served it") from error
     except RayError as error:
         cause = _root_cause(error)
         if isinstance(cause, FlashHeadError):
