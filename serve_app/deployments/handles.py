@@ -148,13 +148,18 @@ class ServeGeneratorSession:
     async def chunk(self, call: ChunkCall) -> AsyncGenerator[Frames | bytes, None]:
         """The frames' object reference, then the snapshot itself."""
         response = cast(DeploymentResponseGenerator, self._handle.options(stream=True).chunk.remote(call))
+        whole = False
         try:
             with ray_errors(ObjectLostError):
                 answers = await response._to_object_ref_gen()
                 yield await _produced(answers)
-                yield await (await anext(answers))
+                snapshot: bytes = await (await anext(answers))
+            whole = True
+            yield snapshot
         finally:
-            response.cancel()
+            # Cancelling a call that has answered would take its answers back: frames not yet encoded too.
+            if not whole:
+                response.cancel()
 
     async def close(self) -> None:
         """Forget the session on its replica; one that cannot be told forgets it when it has been idle."""

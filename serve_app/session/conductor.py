@@ -36,7 +36,6 @@ Deliver = Callable[[bytes], Awaitable[None]]
 Waiting = asyncio.Queue["tuple[ChunkPlan, asyncio.Task[bytes]] | Exception | None"]
 """Chunks being encoded, in order; at the end ``None`` or the error that stopped their making."""
 
-AGAIN_EPOCH = 1
 RETRY_PAUSE_S = 0.1
 """Pause before a call is made again; a dead replica is known to its routers within tens of ms."""
 
@@ -273,18 +272,22 @@ class Conductor:
                 frames = await self._generate_again(plan, before)
 
     async def _generate_again(self, plan: ChunkPlan, before: bytes | None) -> Frames:
-        """The frames of a chunk handed over earlier, from a session opened for them alone."""
+        """The frames of a chunk handed over earlier, from a session opened for them alone.
+
+        Its epoch is the stream's own, which no snapshot is ahead of. The call is heard to its end: one cut
+        short may take its frames back.
+        """
         # Not live: its one chunk is owed to the stream that has a place already.
         spec = replace(self._spec, session_id=f"{self._spec.session_id}.again{plan.index}", live=False)
         patience = _Patience(self._clock, self._limits)
         while True:
-            session = await self._open(spec, AGAIN_EPOCH, before, patient=True)
-            call = replace(
-                self._call(plan, AGAIN_EPOCH), session_id=spec.session_id, next_audio=None, final=True
-            )
+            epoch = self._epoch
+            session = await self._open(spec, epoch, before, patient=True)
+            call = replace(self._call(plan, epoch), session_id=spec.session_id, next_audio=None, final=True)
             try:
                 async with aclosing(session.chunk(call)) as answers:
                     frames = await self._answer(anext(answers))
+                    await self._answer(anext(answers))
                 self._log.resumed(plan.index, FramesLost.default_code)
                 return frames
             except ReplicaLost as error:

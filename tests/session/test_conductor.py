@@ -114,6 +114,15 @@ def test_frames_lost_with_their_node_are_generated_again(start_ms: int) -> None:
     assert sorted(generator.closed) == sorted({"s", *again})
 
 
+def test_frames_lost_after_a_resumption_are_generated_from_its_snapshot() -> None:
+    generator, encoder = (
+        ChainGenerator(faults={(1, 2, 0): LOST}),
+        TextEncoder(faults={960 * 4: [FRAMES_LOST]}),
+    )
+    assert asyncio.run(played(conductor(generator, encoder))) == undisturbed()
+    assert [(name, epoch) for name, epoch, _ in generator.opened] == [("s", 1), ("s", 2), ("s.again4", 2)]
+
+
 def test_a_new_session_is_told_there_is_no_place() -> None:
     generator = ChainGenerator(open_faults=[FULL])
     with pytest.raises(AtCapacity):
