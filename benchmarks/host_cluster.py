@@ -31,12 +31,12 @@ from serve_app.client.remote import wait_until_ready
 
 LOSS_DETECTION = {
     "health_check_initial_delay_ms": 1000,
-    "health_check_period_ms": 500,
-    "health_check_timeout_ms": 1000,
-    "health_check_failure_threshold": 3,
+    "health_check_period_ms": 300,
+    "health_check_timeout_ms": 600,
+    "health_check_failure_threshold": 4,
 }
-"""Ray's settings by which the GCS gives a silent node up: each of three checks takes the period and, while
-nothing answers, the time-out, 4.5 s in all; Ray's own values take tens of seconds. In production they are
+"""Ray's settings by which the GCS gives a silent node up: each of four checks takes the period and, while
+nothing answers, the time-out, 3.6 s in all; Ray's own values take tens of seconds. In production they are
 environment variables of the head, ``RAY_health_check_period_ms`` and so on."""
 APP = "flashhead"
 DEPLOY_TIMEOUT_S = 180.0
