@@ -38,6 +38,19 @@ class Watched:
         records = [json.loads(line) for file in files for line in file.read_text().splitlines()]
         return [record for record in records if fields.items() <= record.items()]
 
+    def scrape(self) -> Samples:
+        """Every series of the node's metrics endpoint, without those of other graphs' replicas: Ray goes on
+        exporting the last values of replicas that are gone."""
+        [node] = ray.nodes()
+        text = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics").text
+        ours = {file.stem.rpartition("_")[2] for file in self.logs.rglob("replica_*.log")}
+        samples: Samples = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.labels.get("replica") in {None, *ours}:
+                    samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+        return samples
+
 
 @pytest.fixture(scope="module")
 def watched(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
@@ -64,17 +77,6 @@ def watched_config(logs: Path, collector: str) -> dict[str, Any]:
     return config
 
 
-def scrape() -> Samples:
-    """Every series of the node's metrics endpoint."""
-    [node] = ray.nodes()
-    text = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics").text
-    samples: Samples = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            samples.setdefault(sample.name, []).append((sample.labels, sample.value))
-    return samples
-
-
 def until(holds: Callable[[], object], timeout_s: float = 30) -> None:
     """Until ``holds`` does, or has had its time: Ray exports metrics every 10 s."""
     deadline = time.monotonic() + timeout_s
@@ -93,9 +95,9 @@ def test_every_metric_is_exported_with_sensible_values(watched: Watched) -> None
 
     expected = {name for metric in ALL if metric is not GPU_MEMORY for name in series(metric)}
     expected |= set(SERIES_USED.read_text().split())
-    until(lambda: total(scrape(), "ray_flashhead_ended_streams_total", outcome="completed") == 2)
-    until(lambda: expected <= set(scrape()))
-    samples = scrape()
+    until(lambda: total(watched.scrape(), "ray_flashhead_ended_streams_total", outcome="completed") == 2)
+    until(lambda: expected <= set(watched.scrape()))
+    samples = watched.scrape()
     assert expected <= set(samples)
     assert {name for name in samples if name.startswith("ray_flashhead_")} <= expected
     assert total(samples, "ray_flashhead_delivered_frames_total", model="tiny") == FRAMES + 15 * 25
