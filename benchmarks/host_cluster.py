@@ -74,10 +74,6 @@ class HostCluster:
         """Stop all processes of a node: its connections stay open and nothing answers."""
         signal_all(processes(self.nodes[name]), signal.SIGSTOP)
 
-    def wake(self, name: str) -> None:
-        """Let a silent node go on, as when a broken link is whole again."""
-        signal_all(processes(self.nodes[name]), signal.SIGCONT)
-
     def wait_until_given_up(self, name: str, timeout_s: float = 60) -> None:
         """Until Ray calls a node dead."""
         node_id = self.nodes[name].node_id

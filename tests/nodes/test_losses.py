@@ -19,17 +19,14 @@ from nodes.streams import REQUESTS, assert_whole, running_streams, undisturbed
 pytestmark = [pytest.mark.slow]
 
 
-def test_a_node_that_falls_silent_changes_no_byte_and_its_replicas_do_not_come_back(
-    fleet: HostCluster,
-) -> None:
+def test_a_node_that_falls_silent_changes_no_byte(fleet: HostCluster) -> None:
     viewers, expected = running_streams(fleet)
-    silent = [process for process in processes(fleet.nodes["gpu-1"]) if "ServeReplica" in title(process)]
     fleet.silence("gpu-1")
-    assert_whole(viewers, expected)
-    fleet.wait_until_given_up("gpu-1")
-    fleet.wake("gpu-1")
-    wait_until(lambda: not any(title(process) for process in silent), "replicas that were given up end")
-    fleet.kill("gpu-1")
+    try:
+        assert_whole(viewers, expected)
+        fleet.wait_until_given_up("gpu-1")
+    finally:
+        fleet.kill("gpu-1")
 
 
 def test_frames_that_die_before_they_are_encoded_are_generated_again(fleet: HostCluster) -> None:
