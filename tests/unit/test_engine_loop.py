@@ -110,6 +110,7 @@ def test_the_motion_encode_does_not_wait_for_its_reader() -> None:
             await until(lambda: engine.log[-1][0] == "advance")
 
     with_loop(work, engine)
+    assert [operation for operation, _ in engine.log][-2:] == ["decode", "advance"]
 
 
 def test_urgent_sessions_first_and_batch_after() -> None:
