@@ -16,6 +16,7 @@ from serve_app.deployments.audio_encoder import AudioEncoder
 from serve_app.deployments.encoder import Encoder
 from serve_app.deployments.flashhead_generator import FlashHeadGenerator
 from serve_app.deployments.ingress import Ingress
+from serve_app.deployments.near_router import NearRouter
 from serve_app.deployments.reader import IngressRouter
 from serve_app.deployments.router import PinnedRouter
 
@@ -46,7 +47,12 @@ def build_app(args: dict[str, Any]) -> Application:
 
 def bind_graph(settings: AppSettings, audio_encoder: type, generator: type, encoder: type) -> Application:
     """The graph over deployment classes with the constructors and methods of ``build_app``'s."""
-    audio = _bound(audio_encoder, "AudioEncoder", settings.models)
+    audio = _bound(
+        audio_encoder,
+        "AudioEncoder",
+        settings.models,
+        request_router_config={"request_router_class": NearRouter},
+    )
     pinned = {
         "request_router_class": PinnedRouter,
         "request_routing_stats_period_s": ROUTING_STATS_PERIOD_S,

@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app import IMPORTED_S
 from serve_app.config import Limits, ModelSettings
-from serve_app.deployments.handles import MADE, call_until_answered
+from serve_app.deployments.handles import AUDIO_ATTEMPT_S, MADE, call_until_answered
 from serve_app.deployments.logs import join_serve_logging
 from serve_app.deployments.metrics import ServeRecorder
 from serve_app.engine.admission import Admission
@@ -31,7 +31,7 @@ class FlashHeadGenerator:
 
     Args:
         model: which model, where its weights are, how it runs.
-        limits: how long a lost AudioEncoder is waited for, and what a refused client is told.
+        limits: how long an AudioEncoder that answers is looked for, and what a refused client is told.
         audio_encoder: handle of the AudioEncoder deployment.
 
     Raises:
@@ -140,6 +140,7 @@ class FlashHeadGenerator:
     async def _encode_audio(self, window: AudioWindow) -> np.ndarray:
         rows: np.ndarray = await call_until_answered(
             lambda: self._audio_encoder.rows.remote(self._model.name, window),
+            AUDIO_ATTEMPT_S,
             self._limits.resume_timeout_s,
             "AudioEncoder",
         )

@@ -29,6 +29,11 @@ logger = logging.getLogger(__name__)
 CLOSE_TIMEOUT_S = 5.0
 ABANDONED_OPENING_S = 60.0
 RETRY_PAUSE_S = 0.05
+AUDIO_ATTEMPT_S = 1.0
+"""How long AudioEncoder may take for a window before another replica is asked; tens of milliseconds are
+usual. Well below the seconds in which Ray notices that a node is silent."""
+MP4_ATTEMPT_S = 30.0
+"""How long Encoder may take to write an MP4 file before it is asked again. Nobody watches one grow."""
 MAX_ASKED = 16
 """Replicas that are asked for a place before all count as full: those that had the most room a second ago."""
 INLINE_BYTES = 100 * 1024
@@ -73,8 +78,12 @@ async def answered(response: Any) -> Any:
         raise
 
 
-async def call_until_answered(call: Callable[[], Any], patience_s: float, who: str) -> Any:
-    """The answer of a stateless call, made again while what serves it is lost, for ``patience_s`` in all.
+async def call_until_answered(call: Callable[[], Any], attempt_s: float, patience_s: float, who: str) -> Any:
+    """The answer of a stateless call, made again while what serves it is lost or silent, for ``patience_s``
+    in all.
+
+    The first attempt may take ``attempt_s``, each after it twice as long as the one before, so that what is
+    slow gets its time. There is one at a time: what took too long is cancelled before it is tried again.
 
     Raises:
         Unavailable: no answer in that time.
@@ -83,10 +92,14 @@ async def call_until_answered(call: Callable[[], Any], patience_s: float, who: s
         async with asyncio.timeout(patience_s):
             while True:
                 try:
-                    with ray_errors(ObjectLostError):
-                        return await answered(call())
+                    async with asyncio.timeout(attempt_s):
+                        with ray_errors(ObjectLostError):
+                            return await answered(call())
                 except ReplicaLost:
                     await asyncio.sleep(RETRY_PAUSE_S)
+                except TimeoutError:
+                    logger.warning("%s gave no answer within %g s and is asked again", who, attempt_s)
+                    attempt_s *= 2
     except TimeoutError:
         raise Unavailable(f"{who} gave no answer within {patience_s:g} s", value=patience_s) from None
 
@@ -207,5 +220,8 @@ class ServeEncoder:
     async def finalise_mp4(self, chunks: Sequence[bytes], pcm48: np.ndarray) -> bytes:
         """See ``Encoder``."""
         return await call_until_answered(
-            lambda: self._handle.finalise_mp4.remote(chunks, pcm48, *self._size), self._patience_s, "Encoder"
+            lambda: self._handle.finalise_mp4.remote(chunks, pcm48, *self._size),
+            MP4_ATTEMPT_S,
+            self._patience_s,
+            "Encoder",
         )

@@ -16,7 +16,13 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.config import Limits
 from serve_app.deployments.encoder import fetched
-from serve_app.deployments.handles import MADE, ServeEncoder, ServeGenerator
+from serve_app.deployments.handles import (
+    AUDIO_ATTEMPT_S,
+    MADE,
+    ServeEncoder,
+    ServeGenerator,
+    call_until_answered,
+)
 from serve_app.deployments.router import pinned
 from serve_app.errors import AtCapacity, FramesLost, OutOfRange, ReplicaLost
 from serve_app.session.clock import MonotonicClock
@@ -73,11 +79,21 @@ class HashReplica:
         return hashlib.sha256(pixels.tobytes()).hexdigest().encode() + f" {job.start_ms}".encode()
 
 
+class PidReplica:
+    """Answers which process it is."""
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+
 class Front:
     """Runs conductors and single calls inside a replica, where handles are used in production."""
 
-    def __init__(self, generator: DeploymentHandle, encoder: DeploymentHandle) -> None:
+    def __init__(
+        self, generator: DeploymentHandle, encoder: DeploymentHandle, stateless: DeploymentHandle
+    ) -> None:
         self._handle = generator
+        self._stateless = stateless
         self._generator = ServeGenerator(generator)
         self._encoder = ServeEncoder(encoder, GEOMETRY, patience_s=30)
 
@@ -149,6 +165,14 @@ class Front:
         except AssertionError as error:
             return type(error).__name__
         return "none"
+
+    async def answered_by(self, calls: int) -> list[int]:
+        """Which process answered each of so many calls, made one after another."""
+        patience_s = 30 * AUDIO_ATTEMPT_S
+        return [
+            await call_until_answered(self._stateless.pid.remote, AUDIO_ATTEMPT_S, patience_s, "Pid")
+            for _ in range(calls)
+        ]
 
     async def lost(self) -> str:
         try:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -14,9 +15,10 @@ from ray import serve
 from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.deployments.near_router import NearRouter
 from serve_app.deployments.router import PinnedRouter
 
-from graph.chain_graph import PLACES, ChainReplica, Front, HashReplica
+from graph.chain_graph import PLACES, ChainReplica, Front, HashReplica, PidReplica
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,11 @@ def front(serve_port: int) -> Iterator[DeploymentHandle]:
         ChainReplica, name="Chain", num_replicas=2, request_router_config=routing, max_ongoing_requests=64
     ).bind()
     encoder = serve.deployment(HashReplica, name="Hash", max_ongoing_requests=64).bind()
-    app = serve.deployment(Front, name="Front", max_ongoing_requests=64).bind(generator, encoder)
+    near = RequestRouterConfig(request_router_class=NearRouter)
+    stateless = serve.deployment(
+        PidReplica, name="Pid", num_replicas=2, request_router_config=near, health_check_period_s=120
+    ).bind()
+    app = serve.deployment(Front, name="Front", max_ongoing_requests=64).bind(generator, encoder, stateless)
     yield serve.run(app, name="handles", route_prefix=None)
     serve.delete("handles")
 
@@ -52,6 +58,21 @@ def test_frames_that_died_are_told_from_a_dead_encoder(front: DeploymentHandle) 
 
 def test_a_defect_of_the_encoder_is_not_taken_for_lost_frames(front: DeploymentHandle) -> None:
     assert front.encoder_defect.remote().result(timeout_s=30) == "RayTaskError(AssertionError)"
+
+
+def test_a_silent_replica_is_passed_over_until_it_answers(front: DeploymentHandle) -> None:
+    both = set(front.answered_by.remote(20).result(timeout_s=30))
+    silent, other = both
+    os.kill(silent, signal.SIGSTOP)
+    try:
+        assert set(front.answered_by.remote(20).result(timeout_s=30)) == {other}
+    finally:
+        os.kill(silent, signal.SIGCONT)
+    answering: set[int] = set()
+    deadline = time.monotonic() + 30
+    while answering != both:
+        assert time.monotonic() < deadline, "the replica that answers again is not asked again"
+        answering |= set(front.answered_by.remote(20).result(timeout_s=30))
 
 
 def test_concurrent_sessions_keep_to_their_replicas(front: DeploymentHandle) -> None:

@@ -16,6 +16,9 @@ from graph.live import processes as named_processes
 from graph.live import title
 from nodes.streams import REQUESTS, assert_whole, running_streams, undisturbed
 
+UNNOTICED_S = 15.0
+"""Serve takes 30 s to find that a replica does not answer; a stream must not wait for that."""
+
 pytestmark = [pytest.mark.slow]
 
 
@@ -27,6 +30,18 @@ def test_a_node_that_falls_silent_changes_no_byte(fleet: HostCluster) -> None:
         fleet.wait_until_given_up("gpu-1")
     finally:
         fleet.kill("gpu-1")
+
+
+def test_an_audio_encoder_that_falls_silent_holds_no_stream_up(fleet: HostCluster) -> None:
+    viewers, expected = running_streams(fleet)
+    there = [replica for replica in replicas("AudioEncoder") if fleet.name_of(replica["node_id"]) == "gpu-1"]
+    silent = [psutil.Process(replica["pid"]) for replica in there]
+    signal_all(silent, signal.SIGSTOP)
+    try:
+        assert_whole(viewers, expected)
+    finally:
+        signal_all(silent, signal.SIGCONT)
+    assert max(viewer.longest_gap_s() for viewer in viewers) < UNNOTICED_S
 
 
 def test_frames_that_die_before_they_are_encoded_are_generated_again(fleet: HostCluster) -> None:

@@ -1,0 +1,78 @@
+"""Calls that are made again until they are answered."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+
+from serve_app.deployments.handles import call_until_answered
+from serve_app.errors import ReplicaLost, Unavailable
+
+ATTEMPT_S = 0.02
+FOREVER_S = 60.0
+
+
+class Call:
+    """A deployment's response: an answer after ``takes_s``, or an error."""
+
+    def __init__(self, takes_s: float, error: Exception | None = None) -> None:
+        self.cancelled = False
+        self._takes_s = takes_s
+        self._error = error
+
+    def __await__(self) -> Generator[Any, None, str]:
+        yield from asyncio.sleep(self._takes_s).__await__()
+        if self._error is not None:
+            raise self._error
+        return "rows"
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+def made_by(calls: list[Call]) -> Callable[[], Call]:
+    """Makes the calls one after another; no call is made while an earlier one runs on."""
+    waiting = iter(calls)
+    running: list[Call] = []
+
+    def call() -> Call:
+        assert all(earlier.cancelled or earlier._error for earlier in running)
+        running.append(next(waiting))
+        return running[-1]
+
+    return call
+
+
+def answer(calls: list[Call], patience_s: float = 10.0) -> str:
+    return asyncio.run(call_until_answered(made_by(calls), ATTEMPT_S, patience_s, "AudioEncoder"))
+
+
+def test_a_silent_call_is_cancelled_and_made_again() -> None:
+    calls = [Call(FOREVER_S), Call(0)]
+    assert answer(calls) == "rows"
+    assert [call.cancelled for call in calls] == [True, False]
+
+
+def test_a_lost_call_is_made_again() -> None:
+    assert answer([Call(0, ReplicaLost("gone")), Call(0)]) == "rows"
+
+
+def test_what_is_slow_gets_its_time() -> None:
+    calls = [Call(8 * ATTEMPT_S) for _ in range(10)]
+    assert answer(calls) == "rows"
+    assert sum(call.cancelled for call in calls) <= 4
+
+
+def test_patience_ends() -> None:
+    calls = [Call(FOREVER_S) for _ in range(10)]
+    with pytest.raises(Unavailable, match="AudioEncoder"):
+        answer(calls, patience_s=5 * ATTEMPT_S)
+    assert [call.cancelled for call in calls[:2]] == [True, True]
+
+
+def test_an_error_of_the_call_itself_is_raised() -> None:
+    with pytest.raises(ValueError, match="planted"):
+        answer([Call(0, ValueError("planted"))])
