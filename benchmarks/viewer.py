@@ -69,13 +69,28 @@ class Viewer(threading.Thread):
 
     def longest_gap_s(self) -> float:
         """The longest time from one cluster to the next."""
-        return max(after - before for before, after in itertools.pairwise(self.arrivals))
+        return max(self._gaps_s())
+
+    def noticed_gap_s(self) -> float:
+        """The longest of those times at whose end the player had nothing left to play."""
+        late = zip(self._gaps_s(), self._lateness_s(), strict=True)
+        return max((gap for gap, late_s in late if late_s > 0), default=0.0)
 
     def longest_stall_s(self) -> float:
-        """How late the latest cluster was for a player that began with the first and plays in real time."""
+        """How late the latest cluster was for the player."""
+        return max(0.0, *self._lateness_s())
+
+    def _gaps_s(self) -> list[float]:
+        return [after - before for before, after in itertools.pairwise(self.arrivals)]
+
+    def _lateness_s(self) -> list[float]:
+        """How long after its time each cluster but the first came, for a player that begins with the first
+        and plays in real time; below 0 for one that came early."""
         begun = self.arrivals[0]
-        due = (begun + frames * FRAME_MS / 1000 for frames in self.frames)
-        return max(0.0, *(arrival - at for arrival, at in zip(self.arrivals[1:], due, strict=False)))
+        played_s = [frames * FRAME_MS / 1000 for frames in self.frames]
+        return [
+            arrival - begun - before for arrival, before in zip(self.arrivals[1:], played_s, strict=False)
+        ]
 
 
 def watch_all(cluster: HostCluster, requests: Sequence[dict[str, Any]]) -> list[Viewer]:
