@@ -6,6 +6,7 @@ logs encoded as JSON.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,14 +65,8 @@ class SessionLog:
         try:
             with tracer.start_as_current_span("session", attributes=self._ids):
                 yield
-        except FlashHeadError as error:
-            outcome = error.code
-            raise
-        except Exception:
-            outcome = InternalError.default_code
-            raise
-        except BaseException:
-            outcome = ClientGone.default_code
+        except BaseException as error:
+            outcome = _outcome(error)
             raise
         finally:
             self._ended(outcome)
@@ -138,3 +133,14 @@ class SessionLog:
 
     def _line(self, level: int, what: str, **fields: Any) -> None:
         logger.log(level, "session %s: %s", self._ids["session_id"], what, extra=self._ids | fields)
+
+
+def _outcome(error: BaseException) -> str:
+    """What a session ended with. It is cancelled when its client goes; a cancellation that nobody asked of
+    its task comes out of a call it made, and is an error like any other."""
+    if isinstance(error, FlashHeadError):
+        return error.code
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        return ClientGone.default_code
+    return InternalError.default_code

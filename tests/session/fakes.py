@@ -123,7 +123,7 @@ class ChainSession:
 class TextEncoder:
     """A cluster is a line of text about its chunk; ``faults`` are raised by successive calls."""
 
-    faults: dict[int, list[Exception]] = field(default_factory=dict)
+    faults: dict[int, list[BaseException]] = field(default_factory=dict)
     pause_s: float = 0.0
     stalls: set[int] = field(default_factory=set)
     """``start_ms`` of chunks whose first call is never answered."""

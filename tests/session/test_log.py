@@ -182,3 +182,10 @@ def test_a_session_that_is_cancelled_lost_its_client() -> None:
     asyncio.run(cancelled())
     assert play.recorder.values(ENDED_STREAMS, outcome="client_gone") == [1]
     assert streams(play.recorder) == {"opening": 0}
+
+
+def test_a_call_that_was_cancelled_elsewhere_is_no_client_gone() -> None:
+    play = Play(ChainGenerator(), TextEncoder(faults={960: [asyncio.CancelledError()]}))
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(play.run())
+    assert play.recorder.values(ENDED_STREAMS, outcome="internal_error") == [1]
