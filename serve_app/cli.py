@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_animation_options(demo)
     demo.set_defaults(command=_demo)
 
-    download = commands.add_parser("download", help="download released weights and check them")
+    download = commands.add_parser(
+        "download", help="download released weights and check them", allow_abbrev=False
+    )
     _add_download_options(download)
     download.set_defaults(command=_download)
 
@@ -111,9 +113,10 @@ def _add_download_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=_names, default=["lite"], help="lite, pro or lite,pro")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="checkpoint directory to fill")
     parser.add_argument("--endpoint", metavar="URL", help="a mirror of the hub; else HF_ENDPOINT")
-    token = parser.add_mutually_exclusive_group()
-    token.add_argument("--token", help="access token of the hub; else HF_TOKEN")
-    token.add_argument("--token-file", type=Path, metavar="FILE", help="file that holds the token")
+    # A token itself is no argument: every user of the machine sees those.
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="holds an access token of the hub; else HF_TOKEN"
+    )
     parser.add_argument("--revision", help="of the FlashHead repository, in place of the release known here")
 
 
@@ -209,7 +212,7 @@ def _download(options: argparse.Namespace) -> int:
     from serve_app.client.hub import Hub
     from serve_app.model.weight_report import check_weights
 
-    token = options.token_file.read_text().strip() if options.token_file else options.token
+    token = options.token_file.read_text().strip() if options.token_file else None
     try:
         download(options.models, options.to, Hub(options.endpoint, token), options.revision)
     except Unavailable as error:

@@ -178,16 +178,22 @@ def test_a_mirror_without_checksums_is_held_to_the_known_ones(
     assert run(server, tmp_path) == 0
 
 
+def test_a_token_is_no_argument(server: HubServer, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        run(server, tmp_path, "--token", "secret")
+
+
 def test_the_token_opens_the_hub_and_goes_nowhere_else(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     server.token = "hf_secret"
     assert run(server, tmp_path) == 1
     assert "401, a token is needed, or this one is not known" in capfd.readouterr().err
-    assert run(server, tmp_path, "--token", "hf_wrong") == 1
-    (tmp_path / "token").write_text("hf_secret\n")
-    assert run(server, tmp_path / "by file", "--token-file", tmp_path / "token") == 0
-    assert run(server, tmp_path / "by word", "--token", "hf_secret") == 0
+    token = tmp_path / "token"
+    token.write_text("hf_wrong\n")
+    assert run(server, tmp_path, "--token-file", token) == 1
+    token.write_text("hf_secret\n")
+    assert run(server, tmp_path / "by file", "--token-file", token) == 0
     monkeypatch.setattr("huggingface_hub.utils._auth._get_token_from_environment", lambda: "hf_secret")
     assert run(server, tmp_path / "by environment") == 0
     large = [with_token for _, host, _, _, with_token in server.log if host == "localhost"]
