@@ -15,13 +15,22 @@ from typing import Any, cast
 
 import numpy as np
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    ObjectLostError,
+    ObjectRefStreamEndOfStreamError,
+    RayError,
+    RayTaskError,
+    TaskCancelledError,
+)
 from ray.experimental.locations import get_local_object_locations
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve_app.deployments.router import any_but, pinned
 from serve_app.errors import AtCapacity, FlashHeadError, ReplicaLost, Unavailable
+from serve_app.session.cancellation import cancelled_call_is_lost
 from serve_app.session.protocols import Frames
 from serve_app.types import ChunkCall, EncodeJob, Geometry, SessionSpec
 
@@ -47,11 +56,23 @@ ARRIVAL_PAUSE_S = 0.002
 @contextmanager
 def ray_errors(*lost: type[RayError]) -> Iterator[None]:
     """Turn Ray's failures into the error tree: the error the replica raised, or ``ReplicaLost`` for a
-    replica that died or cannot be reached and for the ``lost`` kinds. Ray's own words go to the log; they
-    name processes and addresses."""
-    gone = (ActorDiedError, ActorUnavailableError, *lost)
+    replica that died or cannot be reached, for a call that was cancelled though its caller was not, and for
+    the ``lost`` kinds. Ray's own words go to the log; they name processes and addresses.
+
+    A cancelled call has many faces (Ray 2.60): ``asyncio.CancelledError`` out of a response,
+    ``TaskCancelledError`` out of a reference, and, where it was cancelled by its replica, the end of a
+    stream that still owes an answer.
+    """
+    gone = (
+        ActorDiedError,
+        ActorUnavailableError,
+        TaskCancelledError,
+        ObjectRefStreamEndOfStreamError,
+        *lost,
+    )
     try:
-        yield
+        with cancelled_call_is_lost():
+            yield
     except RayError as error:
         cause = _root_cause(error)
         if isinstance(cause, FlashHeadError):

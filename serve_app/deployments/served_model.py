@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from serve_app.config import Limits
 from serve_app.engine.protocols import Clock
 from serve_app.errors import Unavailable
+from serve_app.session.cancellation import cancelled_call_is_lost
 from serve_app.types import ModelCard
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,8 @@ class ServedModel:
         asleep = not self._replicas()
         while True:
             try:
-                self.card = await self._describe()
+                with cancelled_call_is_lost():
+                    self.card = await self._describe()
                 break
             except Exception:
                 logger.warning("model %s does not answer yet", self._name, exc_info=True)

@@ -25,6 +25,7 @@ from typing import TypeVar
 
 from serve_app.config import Limits
 from serve_app.errors import AtCapacity, FlashHeadError, FramesLost, ReplicaLost, SlowClient, Unavailable
+from serve_app.session.cancellation import cancelled_call_is_lost
 from serve_app.session.log import SessionLog
 from serve_app.session.protocols import Clock, Encoder, Frames, Generator, GeneratorSession
 from serve_app.session.timeline import ChunkPlan, Timeline
@@ -149,16 +150,21 @@ class Conductor:
             ) from None
 
     async def _produce(self, waiting: Waiting) -> None:
+        """Put every chunk, then the end, of which the reader always hears unless this task is cancelled."""
         end: Exception | None = None
         try:
-            index = 0
-            while (plan := await self._timeline.plan(index)) is not None:
-                with tracer.start_as_current_span("chunk", attributes={"chunk": index}):
-                    await self._make_chunk(plan, waiting)
-                index += 1
+            with cancelled_call_is_lost():
+                await self._make_chunks(waiting)
         except Exception as error:
             end = error
         await waiting.put(end)
+
+    async def _make_chunks(self, waiting: Waiting) -> None:
+        index = 0
+        while (plan := await self._timeline.plan(index)) is not None:
+            with tracer.start_as_current_span("chunk", attributes={"chunk": index}):
+                await self._make_chunk(plan, waiting)
+            index += 1
 
     async def _make_chunk(self, plan: ChunkPlan, waiting: Waiting) -> None:
         """Generate one chunk, hand its frames over exactly once, keep its snapshot."""
@@ -198,11 +204,12 @@ class Conductor:
 
     async def _answer(self, answer: Awaitable[T], timeout_s: float | None = None) -> T:
         """What is awaited, within ``call_timeout_s`` or ``timeout_s``; past it, what was to answer counts as
-        lost."""
+        lost. So does what was cancelled by anyone but this task's owner."""
         timeout_s = timeout_s or self._limits.call_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
-                return await answer
+                with cancelled_call_is_lost():
+                    return await answer
         except TimeoutError:
             raise ReplicaLost(f"no answer within {timeout_s:g} s", code="no_answer") from None
 

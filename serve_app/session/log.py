@@ -24,6 +24,7 @@ from serve_app.metrics import (
     NullRecorder,
     Recorder,
 )
+from serve_app.session.cancellation import told_to_end
 from serve_app.session.protocols import Clock
 from serve_app.session.timeline import ChunkPlan
 from serve_app.tracing import tracer
@@ -140,7 +141,6 @@ def _outcome(error: BaseException) -> str:
     its task comes out of a call it made, and is an error like any other."""
     if isinstance(error, FlashHeadError):
         return error.code
-    task = asyncio.current_task()
-    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+    if isinstance(error, asyncio.CancelledError) and told_to_end():
         return ClientGone.default_code
     return InternalError.default_code

@@ -34,6 +34,11 @@ from session.fakes import GEOMETRY, spec, speech
 
 CHUNK_S = 0.1
 PLACES = 3
+CANCELLED_CALLS = ((1, 0), (3, 1))
+"""In sessions whose name begins with ``cancelled``: (chunk, answers given) at which a replica forgets the
+session and cancels its own call, once."""
+CANCELLED_MS = -1
+"""``start_ms`` of an encode call that its replica cancels."""
 
 
 class ChainReplica:
@@ -41,6 +46,7 @@ class ChainReplica:
 
     def __init__(self) -> None:
         self._states: dict[str, bytes] = {}
+        self._cancelled: set[tuple[int, int]] = set()
 
     async def open(self, spec: SessionSpec, epoch: int, snapshot: bytes | None) -> str:
         uid = str(serve.get_replica_context().replica_id.unique_id)
@@ -54,11 +60,22 @@ class ChainReplica:
             raise OutOfRange("planted", value=call.index)
         state = hashlib.sha256(self._states[call.session_id] + call.audio.samples.tobytes()).digest()
         await asyncio.sleep(CHUNK_S / 2)
+        self._cancel(call, 0)
         yield MADE
         yield np.frombuffer(state * 32_000, np.uint8)
         await asyncio.sleep(CHUNK_S / 2)
+        self._cancel(call, 1)
         self._states[call.session_id] = state
         yield state
+
+    def _cancel(self, call: ChunkCall, answers: int) -> None:
+        here = call.index, answers
+        if not call.session_id.startswith("cancelled") or here in self._cancelled:
+            return
+        if here in CANCELLED_CALLS:
+            self._cancelled.add(here)
+            del self._states[call.session_id]
+            raise asyncio.CancelledError
 
     async def close(self, session_id: str) -> None:
         self._states.pop(session_id, None)
@@ -74,6 +91,8 @@ class HashReplica:
     """An encoder whose cluster is a digest of what it was given."""
 
     async def encode(self, frames: list[ray.ObjectRef], job: EncodeJob, height: int, width: int) -> bytes:
+        if job.start_ms == CANCELLED_MS:
+            raise asyncio.CancelledError
         pixels = await fetched(frames)
         assert pixels is not None
         return hashlib.sha256(pixels.tobytes()).hexdigest().encode() + f" {job.start_ms}".encode()
@@ -164,6 +183,15 @@ class Front:
             await self._encoder.encode(None, job)
         except AssertionError as error:
             return type(error).__name__
+        return "none"
+
+    async def cancelled_encode(self) -> str:
+        """What an encode call says that its replica cancelled."""
+        job = EncodeJob(CANCELLED_MS, 24, np.zeros(1, np.float32), 1, False)
+        try:
+            await self._encoder.encode(None, job)
+        except ReplicaLost as error:
+            return str(error)
         return "none"
 
     async def answered_by(self, calls: int) -> list[int]:

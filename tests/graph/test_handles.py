@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.deployments.near_router import NearRouter
 from serve_app.deployments.router import PinnedRouter
 
-from graph.chain_graph import PLACES, ChainReplica, Front, HashReplica, PidReplica
+from graph.chain_graph import CANCELLED_CALLS, PLACES, ChainReplica, Front, HashReplica, PidReplica
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,17 @@ def test_frames_that_died_are_told_from_a_dead_encoder(front: DeploymentHandle) 
 
 def test_a_defect_of_the_encoder_is_not_taken_for_lost_frames(front: DeploymentHandle) -> None:
     assert front.encoder_defect.remote().result(timeout_s=30) == "RayTaskError(AssertionError)"
+
+
+def test_a_chunk_that_its_replica_cancelled_is_made_again(front: DeploymentHandle) -> None:
+    alone, _, _ = front.play.remote("undisturbed", 5.0).result(timeout_s=60)
+    clusters, resumptions, _ = front.play.remote("cancelled!!", 5.0).result(timeout_s=60)
+    assert clusters == alone
+    assert resumptions >= len(CANCELLED_CALLS)
+
+
+def test_an_encoding_that_its_replica_cancelled_is_lost(front: DeploymentHandle) -> None:
+    assert "is gone" in front.cancelled_encode.remote().result(timeout_s=30)
 
 
 def test_a_silent_replica_is_passed_over_until_it_answers(front: DeploymentHandle) -> None:

@@ -68,8 +68,8 @@ class ChainGenerator:
     """Its state is a hash chained over the speech, so any lost, doubled or reordered chunk changes every
     frame after it. ``faults`` maps (opening, chunk index, item) to an error raised there."""
 
-    faults: dict[tuple[int, int, int], Exception] = field(default_factory=dict)
-    open_faults: list[Exception | None] = field(default_factory=list)
+    faults: dict[tuple[int, int, int], BaseException] = field(default_factory=dict)
+    open_faults: list[BaseException | None] = field(default_factory=list)
     calls: list[tuple[str, int, int]] = field(default_factory=list)
     opened: list[tuple[str, int, bytes | None]] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
@@ -147,3 +147,5 @@ class TextEncoder:
 LOST = ReplicaLost("planted")
 FRAMES_LOST = FramesLost("planted")
 FULL = AtCapacity("planted", value="replica")
+CANCELLED = asyncio.CancelledError()
+"""A call that was cancelled, though its caller was not."""

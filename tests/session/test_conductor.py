@@ -8,11 +8,12 @@ from dataclasses import replace
 import pytest
 
 from serve_app.config import Limits
-from serve_app.errors import AtCapacity, FlashHeadError, InternalError, SlowClient, Unavailable
+from serve_app.errors import AtCapacity, FlashHeadError, InternalError, ReplicaLost, SlowClient, Unavailable
 from serve_app.session.conductor import Conductor, Phase
-from serve_app.session.timeline import ClipTimeline
+from serve_app.session.timeline import ChunkPlan, ClipTimeline
 
 from session.fakes import (
+    CANCELLED,
     FRAMES_LOST,
     FULL,
     GEOMETRY,
@@ -24,6 +25,8 @@ from session.fakes import (
     speech,
 )
 
+PLAYED_WITHIN_S = 20.0
+"""A session that is not over by then waits for something that never comes."""
 HASTY = {"call_timeout_s": 0.5, "resume_timeout_s": 0.4}
 
 
@@ -39,13 +42,23 @@ def conductor(
     return Conductor(replace(spec(), live=live), timeline, generator, encoder, FakeClock(), settings)
 
 
+class Breaking(ClipTimeline):
+    """Its third chunk never comes: what it comes from was cancelled."""
+
+    async def plan(self, index: int) -> ChunkPlan | None:
+        if index == 2:
+            raise CANCELLED
+        return self.peek(index)
+
+
 async def played(running: Conductor) -> list[bytes]:
     clusters: list[bytes] = []
 
     async def deliver(cluster: bytes) -> None:
         clusters.append(cluster)
 
-    await running.run(deliver)
+    async with asyncio.timeout(PLAYED_WITHIN_S):
+        await running.run(deliver)
     return clusters
 
 
@@ -90,6 +103,50 @@ def test_a_lost_generator_loses_no_chunk_and_doubles_none(chunk: int, item: int)
     assert running.resumptions == 1
     assert [epoch for _, epoch, _ in generator.opened] == [1, 2]
     assert [index for _, _, index in generator.calls].count(chunk) == 2
+
+
+@pytest.mark.parametrize("chunk", [0, 2, 5])
+@pytest.mark.parametrize("item", [0, 1])
+def test_a_chunk_whose_call_was_cancelled_is_made_again(chunk: int, item: int) -> None:
+    generator = ChainGenerator(faults={(1, chunk, item): CANCELLED})
+    running = conductor(generator, TextEncoder())
+    assert asyncio.run(played(running)) == undisturbed()
+    assert running.resumptions == 1
+
+
+def test_an_opening_that_was_cancelled_is_made_again() -> None:
+    generator = ChainGenerator(faults={(1, 2, 0): LOST}, open_faults=[CANCELLED, None, CANCELLED, None])
+    assert asyncio.run(played(conductor(generator, TextEncoder()))) == undisturbed()
+
+
+@pytest.mark.parametrize("start_ms", [0, 960, 4800])
+def test_an_encoding_that_was_cancelled_is_made_again(start_ms: int) -> None:
+    encoder = TextEncoder(faults={start_ms: [CANCELLED, CANCELLED]})
+    assert asyncio.run(played(conductor(ChainGenerator(), encoder))) == undisturbed()
+
+
+def test_frames_whose_second_making_was_cancelled_are_made_again() -> None:
+    generator = ChainGenerator(faults={(2, 1, 0): CANCELLED, (3, 1, 1): CANCELLED})
+    encoder = TextEncoder(faults={960: [FRAMES_LOST]})
+    assert asyncio.run(played(conductor(generator, encoder))) == undisturbed()
+
+
+def test_speech_that_stops_coming_ends_its_session() -> None:
+    clusters: list[bytes] = []
+
+    async def deliver(cluster: bytes) -> None:
+        clusters.append(cluster)
+
+    async def scenario() -> None:
+        generator = ChainGenerator()
+        timeline = Breaking(*speech(5.0), GEOMETRY, "stream")
+        running = Conductor(spec(), timeline, generator, TextEncoder(), FakeClock(), Limits())
+        with pytest.raises(ReplicaLost, match="cancelled"):
+            await asyncio.wait_for(running.run(deliver), PLAYED_WITHIN_S)
+        assert not leftovers() and generator.closed == ["s"]
+
+    asyncio.run(scenario())
+    assert clusters == undisturbed()[:2]
 
 
 def test_losing_every_replica_it_opens_on_still_ends_right() -> None:
@@ -215,9 +272,17 @@ def test_a_reader_that_does_not_read_is_closed() -> None:
     assert generator.closed == ["s"]
 
 
-def test_cancelling_leaves_nothing_running() -> None:
-    generator, encoder = ChainGenerator(), TextEncoder(pause_s=10)
-
+@pytest.mark.parametrize(
+    ("generator", "encoder"),
+    [
+        (ChainGenerator(opens=False), TextEncoder()),
+        (ChainGenerator(stalls={(1, 0)}), TextEncoder()),
+        (ChainGenerator(chunk_s=0.015), TextEncoder()),
+        (ChainGenerator(), TextEncoder(pause_s=10)),
+    ],
+    ids=["opening", "generating", "between chunks", "encoding"],
+)
+def test_cancelling_leaves_nothing_running(generator: ChainGenerator, encoder: TextEncoder) -> None:
     async def scenario() -> None:
         task = asyncio.create_task(played(conductor(generator, encoder)))
         await asyncio.sleep(0.02)
@@ -227,7 +292,8 @@ def test_cancelling_leaves_nothing_running() -> None:
         assert not leftovers()
 
     asyncio.run(scenario())
-    assert generator.closed == ["s"]
+    assert generator.closed == ["s"] * len(generator.opened)
+    assert len(generator.opened) <= 1
 
 
 def test_live_chunks_carry_the_playout_time_they_have_left() -> None:

@@ -26,6 +26,7 @@ from serve_app.session.timeline import ClipTimeline
 from serve_app.types import ChunkCall
 
 from session.fakes import (
+    CANCELLED,
     FRAMES_LOST,
     FULL,
     GEOMETRY,
@@ -184,8 +185,21 @@ def test_a_session_that_is_cancelled_lost_its_client() -> None:
     assert streams(play.recorder) == {"opening": 0}
 
 
-def test_a_call_that_was_cancelled_elsewhere_is_no_client_gone() -> None:
-    play = Play(ChainGenerator(), TextEncoder(faults={960: [asyncio.CancelledError()]}))
+def test_a_cancellation_that_nobody_asked_for_is_no_client_gone() -> None:
+    recorder = ListRecorder()
+    log = SessionLog(IDS, FakeClock(), recorder)
+
+    async def session() -> None:
+        with log.running():
+            raise CANCELLED
+
     with pytest.raises(asyncio.CancelledError):
-        asyncio.run(play.run())
-    assert play.recorder.values(ENDED_STREAMS, outcome="internal_error") == [1]
+        asyncio.run(session())
+    assert recorder.values(ENDED_STREAMS, outcome="internal_error") == [1]
+
+
+def test_a_call_that_was_cancelled_elsewhere_is_a_resumption() -> None:
+    play = Play(ChainGenerator(faults={(1, 2, 1): CANCELLED}))
+    asyncio.run(play.run())
+    assert play.recorder.values(RESUMPTIONS, reason="call_cancelled") == [1]
+    assert play.recorder.values(ENDED_STREAMS, outcome="completed") == [1]

@@ -1,4 +1,4 @@
-"""Calls that are made again until they are answered."""
+"""Calls that are made again until they are answered, and what their failures mean."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
+from ray.exceptions import ObjectRefStreamEndOfStreamError, RayTaskError, TaskCancelledError
+from ray.serve.exceptions import RequestCancelledError
 
-from serve_app.deployments.handles import call_until_answered
+from serve_app.deployments.handles import answered, call_until_answered, ray_errors
 from serve_app.errors import ReplicaLost, Unavailable
 
 ATTEMPT_S = 0.02
@@ -18,7 +20,7 @@ FOREVER_S = 60.0
 class Call:
     """A deployment's response: an answer after ``takes_s``, or an error."""
 
-    def __init__(self, takes_s: float, error: Exception | None = None) -> None:
+    def __init__(self, takes_s: float, error: BaseException | None = None) -> None:
         self.cancelled = False
         self._takes_s = takes_s
         self._error = error
@@ -58,6 +60,47 @@ def test_a_silent_call_is_cancelled_and_made_again() -> None:
 
 def test_a_lost_call_is_made_again() -> None:
     assert answer([Call(0, ReplicaLost("gone")), Call(0)]) == "rows"
+
+
+CANCELLED_ELSEWHERE = [
+    asyncio.CancelledError(),
+    TaskCancelledError(),
+    RequestCancelledError("request"),
+    ObjectRefStreamEndOfStreamError(),
+    RayTaskError("rows", "", TaskCancelledError()),
+]
+cancelled_elsewhere = pytest.mark.parametrize(
+    "error", CANCELLED_ELSEWHERE, ids=lambda error: type(error).__name__
+)
+
+
+@cancelled_elsewhere
+def test_a_call_that_was_cancelled_elsewhere_is_lost(error: BaseException) -> None:
+    async def work() -> None:
+        with ray_errors():
+            await answered(Call(0, error))
+
+    with pytest.raises(ReplicaLost):
+        asyncio.run(work())
+
+
+@cancelled_elsewhere
+def test_a_call_that_was_cancelled_elsewhere_is_made_again(error: BaseException) -> None:
+    assert answer([Call(0, error), Call(0)]) == "rows"
+
+
+def test_a_cancelled_caller_cancels_its_call_and_ends() -> None:
+    calls = [Call(FOREVER_S), Call(0)]
+
+    async def work() -> None:
+        task = asyncio.create_task(call_until_answered(made_by(calls), FOREVER_S, FOREVER_S, "AudioEncoder"))
+        await asyncio.sleep(ATTEMPT_S)
+        task.cancel()
+        await asyncio.wait({task})
+        assert task.cancelled()
+
+    asyncio.run(work())
+    assert [call.cancelled for call in calls] == [True, False]
 
 
 def test_what_is_slow_gets_its_time() -> None:

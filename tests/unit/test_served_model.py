@@ -23,7 +23,7 @@ class Fleet:
         self.time = 0.0
         self.replicas = 0
         self.asked = 0
-        self.failures: list[Exception] = []
+        self.failures: list[BaseException] = []
         self._up = asyncio.Event()
         limits = Limits(wake_wait_s=wake_wait_s)
         self.model = ServedModel("lite", self.describe, lambda: self.replicas, may_sleep, limits, self)
@@ -143,7 +143,7 @@ def test_a_replica_that_fails_to_answer_is_asked_again(monkeypatch: pytest.Monke
 
     async def work() -> None:
         fleet = Fleet()
-        fleet.failures = [RuntimeError("planted"), RuntimeError("planted")]
+        fleet.failures = [RuntimeError("planted"), asyncio.CancelledError()]
         fleet.start()
         await fleet.model.wake()
         assert fleet.model.card == CARD and fleet.asked == 3
