@@ -131,7 +131,8 @@ def _read_file(file: Path) -> tuple[KeyEntry, ...]:
         raise ConfigError(f"{file}: {error.strerror}") from None
     except ValidationError as error:
         raise ConfigError(f"{file}: {_first_error(error)}") from None
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
+    # PyYAML raises the last two over a value that is not what its tag says.
+    except (ValueError, yaml.YAMLError, RecursionError, LookupError, AttributeError) as error:
         raise ConfigError(
             f"{file}: not {'JSON' if file.suffix == '.json' else 'YAML'}{_line(error)}"
         ) from None
@@ -199,4 +200,9 @@ class KeyRing:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._reload_s)
-            await asyncio.to_thread(self.load)
+            try:
+                await asyncio.to_thread(self.load)
+            except Exception as error:
+                # A watch that ended would leave keys in force that were taken away. No traceback: it may
+                # hold what the file does.
+                logger.error("keys: not read: %s; they are looked at again", type(error).__name__)

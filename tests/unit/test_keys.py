@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from serve_app.api import keys
 from serve_app.api.keys import KeyEntry, KeyRing, digest, new_key, read_keys
 from serve_app.api.quota import Quotas
 from serve_app.errors import ConfigError, RateLimited
@@ -81,6 +85,8 @@ def test_a_directory_is_all_its_files_but_the_hidden(tmp_path: Path) -> None:
         (f"keys: {{{STUDIO}: studio}}", "keys: Input should be a valid tuple"),
         (f"keys: [{{name: {STUDIO}+, key: studio}}]", "keys.0.name"),
         (f"keys: *{STUDIO}", "not YAML at line 1"),
+        (f"keys: !!bool {STUDIO}", "not YAML"),
+        (f"keys: !!timestamp {STUDIO}", "not YAML"),
     ],
 )
 def test_what_is_wrong_is_said_without_repeating_it(tmp_path: Path, text: str, said: str) -> None:
@@ -150,6 +156,37 @@ def test_a_broken_file_leaves_the_keys_in_force_and_is_logged_once(
     file.write_text("keys: []")
     ring.load()
     assert ring.identify(STUDIO) is None
+
+
+def test_a_watch_goes_on_after_a_failure_it_has_no_name_for(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read, failures = keys.read_keys, [MemoryError(STUDIO), RuntimeError(STUDIO)]
+
+    def failing(source: Path) -> tuple[KeyEntry, ...]:
+        if failures:
+            raise failures.pop()
+        return read(source)
+
+    ring = KeyRing(file, reload_s=0.01)
+
+    async def watching() -> None:
+        async with ring.watched():
+            assert ring.identify(STUDIO) is not None
+            monkeypatch.setattr(keys, "read_keys", failing)
+            write(file)
+            await asyncio.to_thread(wait_until, lambda: ring.identify(STUDIO) is None)
+
+    asyncio.run(watching())
+    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
+    assert STUDIO not in caplog.text
+
+
+def wait_until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_kubernetes_swaps_a_link_above_the_file(tmp_path: Path) -> None:
