@@ -65,7 +65,7 @@ class UploadDecoder:
         """Start the workers; return when all are ready.
 
         Raises:
-            InternalError: one cannot be started.
+            InternalError, OSError: one cannot be started.
         """
         try:
             for process in await asyncio.gather(
@@ -159,7 +159,7 @@ class UploadDecoder:
             try:
                 self._idle.put_nowait(await self._start_process())
                 return
-            except InternalError:
+            except (InternalError, OSError):
                 logger.exception("a decode worker cannot be started; trying again")
                 await asyncio.sleep(RESTART_PAUSE_S)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -24,7 +25,7 @@ from serve_app.errors import (
     Unavailable,
     UnsupportedMedia,
 )
-from serve_app.media import decode_process, decode_worker
+from serve_app.media import decode_process, decode_worker, uploads
 from serve_app.media.audio_decode import decode_audio
 from serve_app.media.portrait import NO_FACE_WARNING, decode_portrait
 from serve_app.media.uploads import Upload, UploadDecoder
@@ -168,6 +169,29 @@ def test_a_worker_that_died_idle_harms_nobody() -> None:
     run(scenario)
 
 
+def test_a_worker_that_cannot_be_replaced_at_once_is_replaced_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "RESTART_PAUSE_S", 0.01)
+    starting, refusals = decode_process.subprocess.Popen, 2
+
+    def refused(*args: Any, **kwargs: Any) -> Any:
+        nonlocal refusals
+        if refusals:
+            refusals -= 1
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return starting(*args, **kwargs)
+
+    async def scenario() -> None:
+        async with decoder() as made:
+            (pid,) = workers()
+            monkeypatch.setattr(decode_process.subprocess, "Popen", refused)
+            os.kill(pid, signal.SIGKILL)
+            await asyncio.to_thread(wait_until_dead, pid)
+            assert (await decode(made)).pcm48.size
+        assert not refusals
+
+    run(scenario)
+
+
 def test_a_worker_that_hangs_is_replaced() -> None:
     async def scenario() -> None:
         async with decoder(decode_timeout_s=1.0) as made:
@@ -295,9 +319,9 @@ def test_a_worker_that_cannot_start_is_no_fault_of_an_upload(monkeypatch: pytest
 def test_a_worker_knows_no_secret_and_ends_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("API_KEY", "secret")
     process = decode_process.DecodeProcess(Limits())
+    process.wait_ready()
     (pid,) = workers()
     assert b"secret" not in Path(f"/proc/{pid}/environ").read_bytes()
-    process.wait_ready()
     process._requests.close()
     assert psutil.Process(pid).wait(timeout=10) == 0
     process.close()
