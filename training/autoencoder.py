@@ -1,8 +1,8 @@
 """The video VAE: diffusers' LTX network at small width, and how it is taught.
 
-Of a convolution's three taps in time only the one that looks at the frame itself is used, the others stay at
-zero: frames of a latent come and go through the channels of the network's own down- and upsamplers. So the
-network is taught through plain 2D convolutions, at a third of the work.
+At first, of an unstrided convolution's three taps in time only the one that looks at the frame itself is
+used, the others stay at zero: frames of a latent come and go through the network's own down- and upsamplers.
+So most is taught through plain 2D convolutions, at a third of the work; the decoder's other taps come last.
 """
 
 from __future__ import annotations
@@ -15,25 +15,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLLTXVideo
-from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoCausalConv3d, LTXVideoUpsampler3d
+from diffusers.models.autoencoders.autoencoder_kl_ltx import LTXVideoCausalConv3d
 from torch import Tensor
 
 LTX: dict[str, Any] = {
     "_class_name": "AutoencoderKLLTXVideo",
     "in_channels": 3,
     "out_channels": 3,
-    "latent_channels": 64,
-    "block_out_channels": [24, 48, 96, 128],
-    "down_block_types": ["LTXVideo095DownBlock3D"] * 3,
-    "downsample_type": ["spatiotemporal"] * 3,
-    "layers_per_block": [0, 1, 1, 1],
-    "spatio_temporal_scaling": [True, True, True],
-    "decoder_block_out_channels": [48, 96, 96],
-    "decoder_layers_per_block": [1, 1, 1, 2],
+    "latent_channels": 112,
+    "block_out_channels": [112, 112, 112, 112],
+    "layers_per_block": [0, 0, 0, 0, 0],
+    "spatio_temporal_scaling": [True, True, True, False],
+    "decoder_block_out_channels": [64, 64, 128],
+    "decoder_layers_per_block": [1, 1, 1, 0],
     "decoder_spatio_temporal_scaling": [True, True, True],
     "decoder_inject_noise": [False, False, False, False],
-    "upsample_residual": [True, True, True],
-    "upsample_factor": [2, 2, 1],
+    "upsample_residual": [False, False, False],
+    "upsample_factor": [2, 1, 2],
     "patch_size": 4,
     "patch_size_t": 1,
     "resnet_norm_eps": 1e-6,
@@ -68,9 +66,10 @@ def new_autoencoder() -> Any:
 
 @contextmanager
 def in_two_dimensions(network: Any) -> Iterator[None]:
-    """Within, every convolution of ``network`` is the 2D one of its own tap: the same result while the
-    other taps are zero, and those learn nothing."""
-    convolutions = [module for module in network.modules() if isinstance(module, LTXVideoCausalConv3d)]
+    """Within, every unstrided convolution of ``network`` is the 2D one of its own tap: the same result while
+    the other taps are zero, and those learn nothing."""
+    every = [module for module in network.modules() if isinstance(module, LTXVideoCausalConv3d)]
+    convolutions = [module for module in every if module.conv.stride == (1, 1, 1)]
     for module in convolutions:
         module.forward = partial(_convolution_2d, module)
     try:
@@ -78,17 +77,6 @@ def in_two_dimensions(network: Any) -> Iterator[None]:
     finally:
         for module in convolutions:
             del module.forward
-
-
-def residual_weight(upsampler: LTXVideoUpsampler3d) -> Tensor:
-    """What the residual beside an upsampler's convolution would be as a part of its kernel."""
-    conv = upsampler.conv.conv
-    places = upsampler.stride[0] * upsampler.stride[1] * upsampler.stride[2]
-    weight = torch.zeros_like(conv.weight)
-    out = torch.arange(conv.out_channels)
-    source = (out // places) % (conv.in_channels // places) * places + out % places
-    weight[out, source, own_tap(upsampler.conv), 1, 1] = float(upsampler.residual)
-    return weight
 
 
 def reconstruction_losses(
@@ -106,6 +94,8 @@ def reconstruction_losses(
     error = made - video
     squares = error.square()
     edges = sum(error.diff(dim=axis).abs().mean() for axis in (-1, -2))
+    if video.shape[2] > 1:
+        edges = edges + 2 * (weight[:, :, 1:] * error.diff(dim=2).abs()).mean()
     kl = 0.5 * (z.square() + std.square() - 1 - 2 * std.log()).mean()
     loss = (weight * (4 * squares + 0.5 * error.abs())).mean() + edges + _KL_WEIGHT * kl
     return {"loss": loss, "psnr": -10 * torch.log10(squares.mean() / 4), "kl": kl, "size": z.std()}

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -21,7 +22,8 @@ from serve_app.model.audio_features import AudioFeatures, window_index
 from serve_app.model.vae import LTXVideoVAE
 
 from training.autoencoder import in_two_dimensions
-from training.pictures import as_video
+from training.drawing import Artist, Expression
+from training.pictures import SIDE, as_video, emphasis
 from training.talks import WINDOW_FRAMES, Talk, sample_talk
 
 FRAMES, MOTION_FRAMES = 33, 9
@@ -32,8 +34,8 @@ _LATEST_FIRST_CHUNK = 8
 
 Shard = dict[str, Tensor]
 """``latents [talks, chunks, C, T, h, w]``, ``reference [talks, C, 1, h, w]``, both as the encoder's means,
-``features [talks, chunks, 35, blocks, channels]``, ``first [talks]`` index of the first chunk and
-``portrait [talks, side, side, 3]`` uint8."""
+``features [talks, chunks, 35, blocks, channels]``, ``first [talks]`` index of the first chunk,
+``portrait [talks, side, side, 3]`` uint8 and ``weight [talks, 1, 1, h, w]``, larger at mouth and eyes."""
 
 
 class TalkEncoder:
@@ -82,7 +84,13 @@ class TalkEncoder:
             "features": torch.stack([self._features(talk, chunk) for chunk in chunks]).half(),
             "first": torch.tensor(first),
             "portrait": torch.from_numpy(portrait[0]),
+            "weight": self._weight(talk),
         }
+
+    def _weight(self, talk: Talk) -> Tensor:
+        features = Artist(talk.face, SIDE).features(Expression(opening=0.4))
+        weight = torch.from_numpy(emphasis(features, SIDE))[None, None]
+        return F.avg_pool2d(weight, self._vae.stride[1]).unsqueeze(2)[0]
 
     def _latent(self, frames: np.ndarray) -> Tensor:
         video = as_video(frames)[None].to(self._vae.network.device)
@@ -104,7 +112,8 @@ class Chunks(Dataset[dict[str, Tensor]]):
     """Encoded chunks in random order; latents are normalised.
 
     Items: ``latent [C, T, h, w]``, ``reference [C, 1, h, w]``, ``windows [33, 5, blocks, channels]``,
-    ``opening`` 1 for the first chunk of a talk, and ``motion [C, 2, h, w]``, the latents carried over.
+    ``opening`` 1 for the first chunk of a talk, ``motion [C, 2, h, w]``, the latents carried over, and
+    ``weight [1, 1, h, w]``.
 
     Args:
         folder: of the shards.
@@ -138,6 +147,7 @@ class Chunks(Dataset[dict[str, Tensor]]):
             "reference": self.data["reference"][talk],
             "windows": self.data["features"][talk, chunk][self._index].float(),
             "motion": self.data[motion][talk, chunk],
+            "weight": self.data["weight"][talk],
             "opening": ((self.data["first"][talk] + chunk) == 0).float(),
         }
 

@@ -169,7 +169,7 @@ def _blend(one: Colour, other: Colour, share: float) -> Colour:
 
 def _chin(sketch: Sketch) -> float:
     """The chin's y: a face's height below the eyes, lower while the jaw is open."""
-    return sketch.face.height - 0.2 + 0.55 * DROP * sketch.now.opening
+    return sketch.face.height - 0.2 + 0.3 * DROP * sketch.now.opening
 
 
 def _outline(sketch: Sketch) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The DiT: flow matching on encoded chunks, with the motion latents held as they are in sampling.
 
 Source: the paper's streaming-aware recipe at small scale. A chunk is seen with its two motion latents nine
-times in ten, with its first latent alone otherwise; half of the noise levels are the few that are sampled at.
+times in ten, with its first latent alone otherwise; three in four noise levels are those of sampling.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from serve_app.model.presets import preset
 
 DIT: dict[str, Any] = {
     "_class_name": "WanModelAudioProject",
-    "dim": 192,
-    "ffn_dim": 384,
-    "num_heads": 4,
+    "dim": 224,
+    "ffn_dim": 448,
+    "num_heads": 7,
     "num_layers": 4,
     "freq_dim": 64,
     "text_dim": 16,
     "eps": 1e-6,
     "has_image_input": False,
-    "in_dim": 128,
-    "out_dim": 64,
+    "in_dim": 224,
+    "out_dim": 112,
     "patch_size": [1, 1, 1],
     "vae_stride": [8, 32, 32],
     "audio_blocks": 4,
     "audio_channels": 96,
-    "audio_intermediate_dim": 64,
+    "audio_intermediate_dim": 96,
     "audio_context_tokens": 4,
     "height": 128,
     "width": 128,
@@ -50,18 +50,19 @@ def flow_losses(network: DiT, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     y = batch["reference"].expand_as(latent)
     context = network.project_audio(batch["windows"])
     velocity = network(x, y, 1000 * sigma.flatten(), context)
-    squares = (velocity.float() - (noise - latent)).square() * made
-    values = made.sum() * latent[0, :, 0].numel()
+    weight = made * batch["weight"]
+    squares = (velocity.float() - (noise - latent)).square() * weight
+    values = weight.sum() * latent.shape[1]
     return {"loss": squares.sum() / values, "clean": (sigma.square() * squares).sum() / values}
 
 
 def noise_levels(count: int, device: torch.device) -> Tensor:
-    """``[count, 1, 1, 1, 1]``: half as they are sampled at, half anywhere."""
+    """``[count, 1, 1, 1, 1]``: three in four as they are sampled at, the others anywhere."""
     used = torch.tensor(schedule(preset("tiny"), preset("tiny").steps).sigmas[:-1], device=device)
     level = torch.rand(count, device=device)
     anywhere = _SHIFT * level / (1 + (_SHIFT - 1) * level)
     sampled = used[torch.randint(len(used), (count,), device=device)]
-    return torch.where(torch.rand(count, device=device) < 0.5, sampled, anywhere).view(-1, 1, 1, 1, 1)
+    return torch.where(torch.rand(count, device=device) < 0.75, sampled, anywhere).view(-1, 1, 1, 1, 1)
 
 
 def hold_motion(x: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from training.drawing import Artist, Expression
 from training.faces import sample_face
 from training.motion import expressions
-from training.speech import RATE_HZ, Phoneme
+from training.speech import Phoneme
 from training.visemes import FPS, PHONEMES, track
 
 SIDE = 128
@@ -73,8 +73,7 @@ def _moves(random: np.random.Generator, frames: int) -> list[Expression]:
         phonemes.append(Phoneme(str(random.choice(PHONEMES)), at, at + length))
         at += length
     mouth = track(phonemes, frames)
-    loudness = np.repeat(mouth[:, 0] + 0.1, RATE_HZ // FPS)
-    return expressions(mouth, loudness, random)
+    return expressions(mouth)
 
 
 def as_video(frames: np.ndarray) -> Tensor:

@@ -24,8 +24,9 @@ from training.speech_encoder import MouthReader
 from training.talks import Windows
 
 SEED = 20_260_415
-_DISTURBANCE = 0.3
-"""Of latents, while the decoder learns: about what the generator's own differ by."""
+_DISTURBANCE = 0.1
+"""Of latents, while the decoder learns: what the generator's own differ by is more, but a decoder that
+expects that much leaves out what moves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Scale:
 
     trains_encoder: bool
     autoencoder: Length
+    continuity: Length
     speech: Length
     talks: int
     generator: Length
@@ -51,8 +53,26 @@ class Scale:
 
 
 SCALES = {
-    "cpu": Scale(False, Length(1500, 4), Length(1200, 6), 400, Length(4000, 16), 60, Length(300, 16)),
-    "gpu": Scale(True, Length(15000, 16), Length(6000, 16), 4000, Length(20000, 64), 1000, Length(6000, 64)),
+    "cpu": Scale(
+        trains_encoder=False,
+        autoencoder=Length(4000, 4),
+        continuity=Length(2000, 3),
+        speech=Length(1200, 6),
+        talks=1000,
+        generator=Length(7000, 16),
+        rollouts=60,
+        correction=Length(1000, 16),
+    ),
+    "gpu": Scale(
+        trains_encoder=True,
+        autoencoder=Length(15000, 16),
+        continuity=Length(6000, 16),
+        speech=Length(6000, 16),
+        talks=4000,
+        generator=Length(20000, 64),
+        rollouts=1000,
+        correction=Length(6000, 64),
+    ),
 }
 
 
@@ -104,6 +124,19 @@ def autoencoder_stage(place: Workplace) -> Stage:
     return _stage("autoencoder", place, network.to(place.device), data, losses, place.scale.autoencoder, 7e-4)
 
 
+def continuity_stage(place: Workplace) -> Stage:
+    """The VAE's decoder, looking at the frames before and after: without that, what moves would go on by
+    leaps from one latent to the next."""
+    network = finished(autoencoder_stage(place), place)
+    network.encoder.requires_grad_(False)
+
+    def losses(batch: dict[str, Tensor]) -> Losses:
+        with _mixed_precision(place):
+            return reconstruction_losses(network, batch["clip"], batch["clip_weight"].square(), 0.05)
+
+    return _stage("continuity", place, network, Clips(SEED + 8), losses, place.scale.continuity, 1e-4)
+
+
 def speech_stage(place: Workplace) -> Stage:
     """The speech encoder, reading mouths from speech."""
     torch.manual_seed(SEED + 1)
@@ -133,6 +166,7 @@ def correction_stage(place: Workplace) -> Stage:
 
 STAGES: dict[str, Callable[[Workplace], Stage]] = {
     "autoencoder": autoencoder_stage,
+    "continuity": continuity_stage,
     "speech": speech_stage,
     "generator": generator_stage,
     "correction": correction_stage,
@@ -148,7 +182,7 @@ def finished(stage: Stage, place: Workplace) -> Any:
 
 def trained_vae(place: Workplace) -> LTXVideoVAE:
     """The VAE."""
-    return LTXVideoVAE(finished(autoencoder_stage(place), place)).requires_grad_(False)
+    return LTXVideoVAE(finished(continuity_stage(place), place)).requires_grad_(False)
 
 
 def trained_speech(place: Workplace) -> AudioFeatures:

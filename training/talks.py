@@ -70,7 +70,7 @@ def sample_talk(seed: tuple[int, ...], frames: int) -> Talk:
     random = np.random.default_rng(seed)
     face = sample_face(random)
     samples, mouth = _speech(random, frames)
-    return Talk(face, recorded(samples, random), mouth, expressions(mouth, samples, random))
+    return Talk(face, recorded(samples, random), mouth, expressions(mouth))
 
 
 def held_out_talk(number: int, frames: int) -> Talk:
@@ -89,7 +89,7 @@ def held_out_talk(number: int, frames: int) -> Talk:
         samples[start * SAMPLES_PER_FRAME :][: len(heard)] = heard
         mouth[start:] = track(said.phonemes, frames - start)
         start, sentence = start + int(said.duration_s * FPS) + 8, sentence + 1
-    return Talk(face, samples, mouth, expressions(mouth, samples, random))
+    return Talk(face, samples, mouth, expressions(mouth))
 
 
 def _speech(random: np.random.Generator, frames: int) -> tuple[np.ndarray, np.ndarray]:

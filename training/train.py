@@ -41,7 +41,7 @@ from training.stages import (
     trained_vae,
 )
 
-LINEAR_START_CLIPS = 110
+LINEAR_START_CLIPS = 260
 MORE_TO_DO = 75
 """Exit status (EX_TEMPFAIL): call again."""
 
@@ -63,7 +63,8 @@ def start_autoencoder(place: Workplace, until_s: float) -> bool:
         torch.manual_seed(SEED)
         network = new_autoencoder()
         data = Clips(SEED + 7, crop=SIDE)
-        start_linearly(network, [data[index]["clip"] for index in range(LINEAR_START_CLIPS)])
+        items = [data[index] for index in range(LINEAR_START_CLIPS)]
+        start_linearly(network, [item["clip"] for item in items], [item["clip_weight"] for item in items])
         torch.save(network.state_dict(), place.linear_start)
     return True
 
@@ -95,6 +96,7 @@ def write(place: Workplace, until_s: float) -> bool:
 PHASES: dict[str, Phase] = {
     "start": start_autoencoder,
     "autoencoder": partial(run_stage, "autoencoder"),
+    "continuity": partial(run_stage, "continuity"),
     "speech": partial(run_stage, "speech"),
     "talks": encode_talks,
     "generator": partial(run_stage, "generator"),

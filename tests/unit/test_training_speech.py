@@ -7,6 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 
+from training.drawing import Expression
 from training.motion import expressions
 from training.sound import recorded
 from training.speech import RATE_HZ, Phoneme, speak
@@ -146,11 +147,20 @@ def test_windows_begin_with_silence_until_the_talk_begins() -> None:
     assert item["track"].shape == (200, 3)
 
 
-def test_the_head_starts_as_in_the_portrait_and_sways_with_the_voice() -> None:
-    random = np.random.default_rng(0)
-    voice = random.standard_normal(200 * SAMPLES_PER_FRAME).astype(np.float32)
+def test_the_head_bows_with_the_voice_and_comes_back_in_silence() -> None:
     mouth = np.zeros((200, 3), np.float32)
-    spoken = expressions(mouth, voice, np.random.default_rng(1))
-    silent = expressions(mouth, 0 * voice, np.random.default_rng(1))
-    assert abs(spoken[0].roll) + abs(spoken[0].yaw) + abs(spoken[0].shift[0]) < 0.01
-    assert np.ptp([frame.yaw for frame in spoken]) > 2 * np.ptp([frame.yaw for frame in silent])
+    mouth[40:100] = (0.6, 0.0, 0.5)
+    frames = expressions(mouth)
+    assert frames[0] == Expression()
+    assert frames[99].shift[1] > 0.08 > 0.04 > frames[45].shift[1]
+    assert frames[99].roll > 0.01
+    assert abs(frames[199].shift[1]) + abs(frames[199].roll) < 0.01
+
+
+def test_the_eyes_blink_once_in_a_pause() -> None:
+    mouth = np.zeros((100, 3), np.float32)
+    mouth[:30, 0] = mouth[60:, 0] = 0.5
+    blink = np.array([frame.blink for frame in expressions(mouth)])
+    assert blink[30:45].max() == 1
+    assert not blink[:30].any()
+    assert not blink[45:].any()
