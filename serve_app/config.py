@@ -86,8 +86,9 @@ class ModelSettings(Settings):
     threads: int | None = Field(None, ge=1)
     """CPU threads of the engine; torch's own choice where absent."""
     max_sessions: int = Field(4, ge=1)
-    """Sessions a replica holds at most, whatever it could make in real time; live streams that resume after
-    a loss, and videos nobody watches, are taken up to this number."""
+    """Sessions a replica holds at most, whatever it could make in real time. Live streams that resume after
+    a loss are taken up to this number; videos nobody watches, beyond one, only where they leave room for
+    every place in real time, so give more than the places."""
     max_utilisation: float = Field(0.9, gt=0)
     """Share of a replica's time that may be promised to live streams. New ones past it are refused, going
     by the measured time of a chunk. Above 1 streams are let in that will stall."""

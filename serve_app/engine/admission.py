@@ -5,10 +5,11 @@ it has as many *places* as chunks fit into that; a stream with more denoising st
 them. What a chunk takes is measured: by the warm-up at first, then by the loop while it works. ``places``
 follows that with a tolerance, so that a chunk time between two numbers does not swing it back and forth.
 
-A new live stream needs a place. Three kinds of session do not: the first one, so that a device slower than
-real time still serves somebody; one that resumes, because late is better than lost; and one nobody
-watches, since the scheduler puts its work behind all that has a deadline. All are bounded by
-``max_sessions``.
+A new live stream needs a place, unless it is the first, so that a device slower than real time still serves
+somebody. A session nobody watches needs none, since the scheduler puts its work behind all that has a
+deadline; it leaves room in the table for every place that is free. One such session is let in whatever the
+places are, so that a table no larger than they makes videos too. A session that resumes only needs room in
+the table, because late is better than lost. The table holds ``max_sessions``.
 """
 
 from __future__ import annotations
@@ -92,22 +93,29 @@ class Admission:
         owed_s = math.fsum(map(self.chunk_s, streams))
         return owed_s / (self._model.max_utilisation * self._period_s)
 
-    def admit(self, session_id: str, steps: int | None, streams: Sequence[int], taken: int) -> None:
+    def admit(
+        self, session_id: str, steps: int | None, streams: Sequence[int], taken: int, resumed: bool = False
+    ) -> None:
         """Let a session in, or not.
 
         Args:
             session_id: of the newcomer.
-            steps: of a stream that needs a place, ``None`` for a session that does not.
+            steps: of a live stream, ``None`` for a session nobody watches.
             streams: steps of the live streams open.
             taken: sessions open, live or not.
+            resumed: whether it was open before, here or elsewhere.
 
         Raises:
             AtCapacity: ``value`` sessions of the kind are open, of ``accepted``.
         """
-        if taken >= self._model.max_sessions:
-            limit = self._model.max_sessions
+        batch, limit = taken - len(streams), self._model.max_sessions
+        batch_limit = max(1, limit - max(self.places(), len(streams)))
+        if taken >= limit:
             message = f"all {limit} places for sessions are taken"
-        elif steps is not None and streams and not self._has_place(steps, streams):
+        elif not resumed and steps is None and batch >= batch_limit:
+            taken, limit = batch, batch_limit
+            message = f"{batch} videos nobody watches are being made; what else is free is for live streams"
+        elif not resumed and steps is not None and streams and not self._has_place(steps, streams):
             taken, limit = len(streams), self.places()
             message = f"{taken} live streams are open; {limit} are made in real time"
         else:

@@ -200,8 +200,7 @@ class GeneratorService:
                 raise _superseded(spec.session_id, epoch)
             self._end(spec.session_id, known)
         else:
-            needed = None if resumed else live_steps
-            self._admission.admit(spec.session_id, needed, self._streams(), len(self._table))
+            self._admission.admit(spec.session_id, live_steps, self._streams(), len(self._table), resumed)
         session = self._table[spec.session_id] = _Session(epoch, live_steps, self._clock.now())
         return session
 

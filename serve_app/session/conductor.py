@@ -281,14 +281,15 @@ class Conductor:
     async def _generate_again(self, plan: ChunkPlan, before: bytes | None) -> Frames:
         """The frames of a chunk handed over earlier, from a session opened for them alone.
 
-        Its epoch is the stream's own, which no snapshot is ahead of. The call is heard to its end: one cut
-        short may take its frames back.
+        Its epoch is one the stream has not reached: no snapshot is ahead of it, and even where there is none
+        yet the session counts as one that resumes. The call is heard to its end: one cut short may take its
+        frames back.
         """
         # Not live: its one chunk is owed to the stream that has a place already.
         spec = replace(self._spec, session_id=f"{self._spec.session_id}.again{plan.index}", live=False)
         patience = _Patience(self._clock, self._limits)
         while True:
-            epoch = self._epoch
+            epoch = self._epoch + 1
             session = await self._open(spec, epoch, before, patient=True)
             call = replace(self._call(plan, epoch), session_id=spec.session_id, next_audio=None, final=True)
             try:

@@ -168,6 +168,7 @@ def test_frames_lost_with_their_node_are_generated_again(start_ms: int) -> None:
     assert asyncio.run(played(conductor(generator, encoder))) == undisturbed()
     again = [name for name, _, _ in generator.opened if ".again" in name]
     assert again == [f"s.again{start_ms // 960}"]
+    assert [epoch for name, epoch, _ in generator.opened if name in again] == [2]
     assert sorted(generator.closed) == sorted({"s", *again})
 
 
@@ -177,7 +178,7 @@ def test_frames_lost_after_a_resumption_are_generated_from_its_snapshot() -> Non
         TextEncoder(faults={960 * 4: [FRAMES_LOST]}),
     )
     assert asyncio.run(played(conductor(generator, encoder))) == undisturbed()
-    assert [(name, epoch) for name, epoch, _ in generator.opened] == [("s", 1), ("s", 2), ("s.again4", 2)]
+    assert [(name, epoch) for name, epoch, _ in generator.opened] == [("s", 1), ("s", 2), ("s.again4", 3)]
 
 
 def test_a_new_session_is_told_there_is_no_place() -> None:

@@ -125,11 +125,36 @@ def test_streams_with_fewer_steps_take_less_room() -> None:
     assert door.occupancy([2, 2]) < door.occupancy([4, 4]) == pytest.approx(2 * 0.25 / (0.9 * PERIOD_S))
 
 
-def test_who_needs_no_place_is_bounded_by_sessions_alone() -> None:
+@pytest.mark.parametrize("steps", [4, None])
+def test_who_resumes_is_bounded_by_sessions_alone(steps: int | None) -> None:
     door, _ = rated(0.25)
-    door.admit("again", None, [4] * 7, taken=7)
+    door.admit("again", steps, [4] * 7, taken=7, resumed=True)
+    door.admit("again", steps, [], taken=7, resumed=True)
     with pytest.raises(AtCapacity, match="all 8"):
-        door.admit("again", None, [4] * 8, taken=8)
+        door.admit("again", steps, [4] * 8, taken=8, resumed=True)
+
+
+@pytest.mark.parametrize("streams", range(3))
+def test_videos_nobody_watches_leave_every_free_place(streams: int) -> None:
+    """Eight sessions, three places: five such videos, and every live stream that has a place gets it."""
+    door, _ = rated(0.25)
+    live = [4] * streams
+    for batch in range(5):
+        door.admit("video", None, live, taken=streams + batch)
+    with pytest.raises(AtCapacity, match="nobody watches") as refusal:
+        door.admit("video", None, live, taken=streams + 5)
+    assert (refusal.value.value, refusal.value.accepted) == (5, 5)
+    while len(live) < door.places():
+        door.admit("viewer", 4, live, taken=len(live) + 5)
+        live.append(4)
+
+
+def test_a_table_no_larger_than_the_places_makes_one_video_nobody_watches() -> None:
+    door, _ = rated(0.1)
+    assert door.places() == 8
+    door.admit("video", None, [4] * 7, taken=7)
+    with pytest.raises(AtCapacity, match="nobody watches"):
+        door.admit("video", None, [], taken=1)
 
 
 def test_refused_clients_count_once_while_they_may_come_back() -> None:

@@ -307,6 +307,21 @@ def test_a_stream_that_resumes_and_one_nobody_watches_need_no_place_in_real_time
     with_table(work, places=4)
 
 
+def test_videos_nobody_watches_leave_the_places_to_live_streams() -> None:
+    async def work(table: Table) -> None:
+        slow(table, 0.4)
+        await opened(table, "video", live=False)
+        await opened(table, "another video", live=False)
+        with pytest.raises(AtCapacity, match="nobody watches"):
+            await opened(table, "a third", live=False)
+        await opened(table, "a")
+        await opened(table, "b")
+        await table.service.close("b")
+        await opened(table, "a third", epoch=2, live=False)
+
+    with_table(work, places=4)
+
+
 def test_a_failed_opening_leaves_no_session() -> None:
     def fails(doing: str, _: list[str]) -> Exception | None:
         return OutOfRange("no such portrait") if doing == "open" else None
