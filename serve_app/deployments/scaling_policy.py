@@ -3,7 +3,10 @@
 Load is counted in replicas that are full. A replica is full when it holds as many live streams as it can
 make in real time (``places``), when the work it owes to them takes all the time it may promise
 (``occupancy``), or when its session table is (``capacity``); whichever is nearest counts. Streams that were
-refused a moment ago are load too: their clients come back.
+refused a moment ago are load too: their clients come back. How many clients they are nobody knows, since one
+that tries again is counted again; so refusals add no more than the replicas that report hold, and what is
+full at most doubles between one start of replicas and the next. From ``n`` full replicas to the ``N`` that
+everybody needs it takes ``log2(N / n)`` such starts, rounded up, or fewer; head-room only shortens that.
 
 Up at once, down late: the fleet grows as soon as the load does, and shrinks to the highest need of the last
 ``scale_down_after_s``, so what goes away was idle for all that time and nothing is started again at once.
@@ -34,7 +37,7 @@ class ReplicaReport:
         places: live streams it can hold in real time.
         capacity: sessions of any kind it can hold.
         occupancy: the engine's work owed to its live streams, as a share of what it may promise; 1 is full.
-        refused: new streams turned away within the last ``Retry-After``.
+        refused: openings turned away within the last ``Retry-After``; a client that tries again counts again.
     """
 
     streams: float
@@ -89,9 +92,9 @@ def needed_replicas(reports: Sequence[ReplicaReport], settings: ScalingSettings)
 
     A stream uses one replica at most, so a device slower than real time does not ask for more of its kind.
     """
-    # One client asks several replicas and each counts it, so the highest count is nearest to the clients.
-    refused = max(report.refused for report in reports)
     places = mean(report.places for report in reports)
+    # One client asks several replicas and each counts it, so the highest count is nearest to the clients.
+    refused = min(max(report.refused for report in reports), places * len(reports))
     streams = sum(report.streams for report in reports) + refused
     sessions = streams + sum(report.batch for report in reports)
     occupancy = sum(min(report.occupancy, report.streams) for report in reports) + refused / places

@@ -42,7 +42,7 @@ class Admission:
         clock: monotonic seconds.
         chunk_s: seconds of a whole chunk alone, measured before the loop's first one; 0 where it was not:
             then the first chunks are not rated.
-        retry_after_s: what a refused client is told, and so how long it counts as one that waits.
+        retry_after_s: what a refused client is told, and so how long its session counts as refused.
     """
 
     def __init__(
@@ -125,7 +125,8 @@ class Admission:
         raise AtCapacity(message, value=taken, accepted=limit, retry_after_s=self._retry_after_s)
 
     def refused(self) -> int:
-        """How many were turned away within ``retry_after_s``; who asked several times counts once."""
+        """Sessions turned away within ``retry_after_s``. One that asked several times counts once; a client
+        that tries again does so with a new session, and counts again."""
         limit = self._clock.now() - self._retry_after_s
         self._refused = {who: when for who, when in self._refused.items() if when > limit}
         return len(self._refused)

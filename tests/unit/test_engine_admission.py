@@ -157,7 +157,7 @@ def test_a_table_no_larger_than_the_places_makes_one_video_nobody_watches() -> N
         door.admit("video", None, [], taken=1)
 
 
-def test_refused_clients_count_once_while_they_may_come_back() -> None:
+def test_refused_sessions_count_once_while_they_may_come_back() -> None:
     clock = Clock()
     door, _ = rated(0.9, clock=clock)
     for session, when in [("a", 0.0), ("b", 1.0), ("a", 2.0)]:

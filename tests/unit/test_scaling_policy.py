@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -88,6 +89,31 @@ def test_refused_streams_are_load_counted_once() -> None:
     full = [busy(3, refused=4)] * 2
     assert needed_replicas(full, BARE) == 4
     assert needed_replicas([busy(3, refused=1), busy(0)], BARE) == 2
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 10])
+def test_a_client_that_tries_again_and_again_asks_for_no_more_than_twice_the_fleet(replicas: int) -> None:
+    """Five tries a second for as long as they count, at a full fleet: 25 refusals of one client."""
+    stormed = [busy(3, refused=25)] * replicas
+    peaks = None
+    for tick in range(50):
+        wanted, peaks = decide(fleet(tick / 10, *stormed), peaks, BARE)
+        assert wanted == min(2 * replicas, replicas + math.ceil(25 / PLACES))
+
+
+@pytest.mark.parametrize(("first", "clients"), [(0, 3), (0, 30), (0, 90), (1, 30), (1, 3000), (7, 90)])
+def test_clients_that_are_all_refused_are_served_after_a_few_starts(first: int, clients: int) -> None:
+    needed = math.ceil(clients / PLACES)
+    target, peaks = decide(fleet(0, target=first, waiting=clients, min_replicas=0), None, BARE)
+    starts = 0
+    while target < needed:
+        starts += 1
+        now_s = 10.0 * starts
+        full = [busy(PLACES, refused=clients - target * PLACES)] * target
+        wanted, peaks = decide(fleet(now_s, *full, max_replicas=2000), peaks, BARE)
+        assert target < wanted <= needed
+        target = wanted
+    assert starts == math.ceil(math.log2(needed / max(first, 1)))
 
 
 def test_growth_is_immediate_and_bounded() -> None:
