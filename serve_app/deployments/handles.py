@@ -25,7 +25,7 @@ from ray.exceptions import (
     TaskCancelledError,
 )
 from ray.experimental.locations import get_local_object_locations
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve_app.deployments.router import any_but, pinned
@@ -53,11 +53,16 @@ ARRIVAL_PAUSE_S = 0.002
 """Between two looks for frames that are announced; putting them into the object store takes a few ms."""
 
 
+UNREACHABLE = (DeploymentUnavailableError, ReplicaUnavailableError)
+"""Serve's own words for nobody being there to take a call at present; they are no ``RayError``."""
+
+
 @contextmanager
 def ray_errors(*lost: type[RayError]) -> Iterator[None]:
     """Turn Ray's failures into the error tree: the error the replica raised, or ``ReplicaLost`` for a
-    replica that died or cannot be reached, for a call that was cancelled though its caller was not, and for
-    the ``lost`` kinds. Ray's own words go to the log; they name processes and addresses.
+    replica that died or cannot be reached, for a deployment that has none or failed to deploy, for a call
+    that was cancelled though its caller was not, and for the ``lost`` kinds. Serve's refusal of a call for
+    its queue's length passes. Ray's own words go to the log; they name processes and addresses.
 
     A cancelled call has many faces (Ray 2.60): ``asyncio.CancelledError`` out of a response,
     ``TaskCancelledError`` out of a reference, and, where it was cancelled by its replica, the end of a
@@ -68,12 +73,13 @@ def ray_errors(*lost: type[RayError]) -> Iterator[None]:
         ActorUnavailableError,
         TaskCancelledError,
         ObjectRefStreamEndOfStreamError,
+        *UNREACHABLE,
         *lost,
     )
     try:
         with cancelled_call_is_lost():
             yield
-    except RayError as error:
+    except (RayError, *UNREACHABLE) as error:
         cause = _root_cause(error)
         if isinstance(cause, FlashHeadError):
             raise cause from None

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 from ray.exceptions import ObjectRefStreamEndOfStreamError, RayTaskError, TaskCancelledError
-from ray.serve.exceptions import RequestCancelledError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+    RequestCancelledError,
+)
 
 from serve_app.deployments.handles import answered, call_until_answered, ray_errors
 from serve_app.errors import ReplicaLost, Unavailable
@@ -87,6 +93,27 @@ def test_a_call_that_was_cancelled_elsewhere_is_lost(error: BaseException) -> No
 @cancelled_elsewhere
 def test_a_call_that_was_cancelled_elsewhere_is_made_again(error: BaseException) -> None:
     assert answer([Call(0, error), Call(0)]) == "rows"
+
+
+UNAVAILABLE = DeploymentUnavailableError(DeploymentID("Encoder", "app"))
+NOBODY_THERE = [
+    UNAVAILABLE,
+    ReplicaUnavailableError("replica"),
+    RayTaskError("rows", "", UNAVAILABLE),
+    RayTaskError("rows", "", UNAVAILABLE).as_instanceof_cause(),
+]
+
+
+@pytest.mark.parametrize("error", NOBODY_THERE, ids=lambda error: type(error).__name__)
+def test_a_call_nobody_is_there_for_is_lost_and_made_again(error: Exception) -> None:
+    with pytest.raises(ReplicaLost, match="Unavailable"), ray_errors():
+        raise error
+    assert answer([Call(0, error), Call(0)]) == "rows"
+
+
+def test_a_call_refused_for_its_queue_is_not_lost() -> None:
+    with pytest.raises(BackPressureError), ray_errors():
+        raise BackPressureError(1, 1)
 
 
 def test_a_cancelled_caller_cancels_its_call_and_ends() -> None:
