@@ -304,6 +304,30 @@ def _offers(group: Document, what: str) -> float:
     return quantity(limits.get("cpu" if what == "cpu" else "nvidia.com/gpu", 0))
 
 
+def scattered(documents: list[Document]) -> Iterator[str]:
+    """Claims that one node alone can mount, with pods that may be placed on several."""
+    for claim in of_kind(documents, "PersistentVolumeClaim"):
+        name = claim["metadata"]["name"]
+        users = [pod for pod in pods(documents) if name in _claims(pod)]
+        selected = {pod.owner: pod.spec.get("nodeSelector", {}) for pod in users}
+        same = all(nodes and nodes == users[0].spec.get("nodeSelector") for nodes in selected.values())
+        if "ReadWriteMany" not in claim["spec"]["accessModes"] and len(users) > 1 and not same:
+            yield f"{name}: one node mounts it, and its pods select {selected}"
+
+
+def _claims(pod: Pod) -> set[str]:
+    volumes = pod.spec.get("volumes", [])
+    return {v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v}
+
+
+def repelled(documents: list[Document]) -> Iterator[str]:
+    """Pods that select GPU nodes and do not tolerate the taint of such nodes."""
+    for pod in pods(documents):
+        tolerated = {toleration["key"] for toleration in pod.spec.get("tolerations", [])}
+        if "nvidia.com/gpu.product" in pod.spec.get("nodeSelector", {}) and "nvidia.com/gpu" not in tolerated:
+            yield f"{pod.owner}: selects GPU nodes and does not tolerate the taint nvidia.com/gpu"
+
+
 def unmounted(documents: list[Document]) -> Iterator[str]:
     """Files of the serve config that the pods do not have."""
     [application] = serve_config(documents)["applications"]
@@ -350,6 +374,8 @@ CHECKS: tuple[Callable[[list[Document]], Iterator[str]], ...] = (
     exposed,
     impatient,
     too_small,
+    scattered,
+    repelled,
     unmounted,
     misconfigured,
 )

@@ -164,6 +164,16 @@ MISTAKES: list[tuple[Check, str, Mistake]] = [
         "the head takes work",
         lambda d: ray_cluster(d)["headGroupSpec"]["rayStartParams"].pop("num-cpus"),
     ),
+    (
+        checks.scattered,
+        "RayService gpu-worker",
+        lambda d: the(d, "PersistentVolumeClaim")["spec"].update(accessModes=["ReadWriteOnce"]),
+    ),
+    (
+        checks.repelled,
+        "RayService gpu-worker",
+        lambda d: worker(d, 1)["template"]["spec"].pop("tolerations"),
+    ),
     (checks.unmounted, "keys.file", lambda d: edit_serve_config(d, "/etc/flashhead/keys/", "/etc/keys/")),
     (
         checks.unmounted,

@@ -15,6 +15,7 @@ from cluster.manifests import (
     build,
     kubectl_missing,
     of_kind,
+    pods,
     ray_cluster,
     the,
 )
@@ -74,6 +75,14 @@ def test_gpu_workers_are_where_the_gpus_are() -> None:
         assert pod["tolerations"][0]["key"] == "nvidia.com/gpu"
         assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert "nvidia.com/gpu" not in yaml.safe_dump_all(build("cpu-demo"))
+
+
+def test_one_gpu_node_holds_the_workers_and_the_job() -> None:
+    every = {pod.component: pod.spec for pod in pods(build("single-4090"))}
+    for component in ("models", "cpu-worker", "gpu-worker"):
+        assert every[component]["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-GeForce-RTX-4090"}
+    for pod in every.values():
+        assert [toleration["key"] for toleration in pod["tolerations"]] == ["nvidia.com/gpu"]
 
 
 def test_grafana_finds_the_dashboard() -> None:
