@@ -41,6 +41,13 @@ MADE_BY_USER = {
 """Secrets, and what they must hold: cluster/README.md says how to make them."""
 
 MADE_BY_KUBERAY = {"Service": {"flashhead-serve-svc"}}
+MADE_BY_CERT_MANAGER = Pod(
+    "cert-manager's solver",
+    {"acme.cert-manager.io/http01-solver": "true"},
+    {"containers": [{"ports": [{"name": "http", "containerPort": 8089}]}]},
+)
+"""Its pod for an HTTP-01 challenge, which no overlay describes."""
+
 THIRD_PARTY = re.compile(r"valkey/valkey:\d+\.\d+")
 DRAIN_START_S = 20
 """How long the drain command itself may take before the wait begins."""
@@ -125,7 +132,7 @@ def wrong_versions(documents: list[Document]) -> Iterator[str]:
 
 def unmatched(documents: list[Document]) -> Iterator[str]:
     """Selectors that take no pod."""
-    every = list(pods(documents))
+    every = [*pods(documents), MADE_BY_CERT_MANAGER]
     for where, selector in _selectors(documents):
         if selector and not any(selects(selector, pod.labels) for pod in every):
             yield f"{where}: no pod has the labels {selector}"
@@ -155,7 +162,7 @@ def _selectors(documents: list[Document]) -> Iterator[tuple[str, Document]]:
 
 def unknown_ports(documents: list[Document]) -> Iterator[str]:
     """Ports that are asked for and that no selected container has."""
-    every = list(pods(documents))
+    every = [*pods(documents), MADE_BY_CERT_MANAGER]
     for policy in of_kind(documents, "NetworkPolicy"):
         selected = [pod for pod in every if selects(policy["spec"]["podSelector"], pod.labels)]
         for rule in policy["spec"].get("ingress", []):

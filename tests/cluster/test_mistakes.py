@@ -99,6 +99,11 @@ MISTAKES: list[tuple[Check, str, Mistake]] = [
     ),
     (
         checks.unknown_ports,
+        "nothing listens on 8088",
+        lambda d: policy(d, "certificate-solver")["spec"]["ingress"][0]["ports"][0].update(port=8088),
+    ),
+    (
+        checks.unknown_ports,
         "no port metrics",
         lambda d: container(d).update(ports=[{"name": "serve", "containerPort": 8000}]),
     ),

@@ -85,6 +85,13 @@ def test_one_gpu_node_holds_the_workers_and_the_job() -> None:
         assert [toleration["key"] for toleration in pod["tolerations"]] == ["nvidia.com/gpu"]
 
 
+def test_the_certificate_solver_is_reached_from_the_ingress_controller_alone(overlay: str) -> None:
+    policies = {p["metadata"]["name"]: p["spec"] for p in of_kind(build(overlay), "NetworkPolicy")}
+    [solver] = policies["certificate-solver"]["ingress"]
+    [clients] = policies["clients"]["ingress"]
+    assert solver["from"] == clients["from"]
+
+
 def test_grafana_finds_the_dashboard() -> None:
     file = (ROOT / "cluster" / "base" / "monitoring" / "dashboard.json").read_text()
     for overlay in ("single-4090", "fleet"):
