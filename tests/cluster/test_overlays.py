@@ -92,6 +92,13 @@ def test_the_certificate_solver_is_reached_from_the_ingress_controller_alone(ove
     assert solver["from"] == clients["from"]
 
 
+def test_prometheus_takes_the_monitor_and_the_rules() -> None:
+    for overlay in ("single-4090", "fleet"):
+        for kind in ("PodMonitor", "PrometheusRule"):
+            labels = the(build(overlay), kind)["metadata"]["labels"]
+            assert labels == {"release": "kube-prometheus-stack"}
+
+
 def test_grafana_finds_the_dashboard() -> None:
     file = (ROOT / "cluster" / "base" / "monitoring" / "dashboard.json").read_text()
     for overlay in ("single-4090", "fleet"):
