@@ -335,6 +335,16 @@ def repelled(documents: list[Document]) -> Iterator[str]:
             yield f"{pod.owner}: selects GPU nodes and does not tolerate the taint nvidia.com/gpu"
 
 
+def uncountable(documents: list[Document]) -> Iterator[str]:
+    """Disruption budgets that need a scale subresource, which KubeRay's pods have none of."""
+    rays = [pod for pod in pods(documents) if pod.owner.startswith("RayService")]
+    for budget in of_kind(documents, "PodDisruptionBudget"):
+        spec = budget["spec"]
+        counted = isinstance(spec.get("minAvailable"), int)
+        if not counted and any(selects(spec["selector"], pod.labels) for pod in rays):
+            yield f"{budget['metadata']['name']}: refuses every eviction without an integer minAvailable"
+
+
 def unmounted(documents: list[Document]) -> Iterator[str]:
     """Files of the serve config that the pods do not have."""
     [application] = serve_config(documents)["applications"]
@@ -383,6 +393,7 @@ CHECKS: tuple[Callable[[list[Document]], Iterator[str]], ...] = (
     too_small,
     scattered,
     repelled,
+    uncountable,
     unmounted,
     misconfigured,
 )

@@ -179,6 +179,7 @@ MISTAKES: list[tuple[Check, str, Mistake]] = [
         "RayService gpu-worker",
         lambda d: worker(d, 1)["template"]["spec"].pop("tolerations"),
     ),
+    (checks.uncountable, "flashhead-gpu-worker", lambda d: _use_max_unavailable(d)),
     (checks.unmounted, "keys.file", lambda d: edit_serve_config(d, "/etc/flashhead/keys/", "/etc/keys/")),
     (
         checks.unmounted,
@@ -205,6 +206,12 @@ def _volume(documents: list[Document], name: str) -> Document:
 def _claim(documents: list[Document]) -> Document:
     volumes = the(documents, "Job")["spec"]["template"]["spec"]["volumes"]
     return next(v["persistentVolumeClaim"] for v in volumes if "persistentVolumeClaim" in v)
+
+
+def _use_max_unavailable(documents: list[Document]) -> None:
+    for budget in of_kind(documents, "PodDisruptionBudget"):
+        budget["spec"].pop("minAvailable", None)
+        budget["spec"]["maxUnavailable"] = 1
 
 
 def _set_images(documents: list[Document], image: str) -> None:
