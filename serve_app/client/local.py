@@ -37,15 +37,16 @@ class LocalGenerator:
     async def open(self, spec: SessionSpec, epoch: int, snapshot: bytes | None) -> LocalGeneratorSession:
         """See ``Generator``."""
         await self._service.open(spec, epoch, snapshot)
-        return LocalGeneratorSession(self._service, spec.session_id)
+        return LocalGeneratorSession(self._service, spec.session_id, epoch)
 
 
 class LocalGeneratorSession:
     """``GeneratorSession`` over the same table."""
 
-    def __init__(self, service: GeneratorService, session_id: str) -> None:
+    def __init__(self, service: GeneratorService, session_id: str, epoch: int) -> None:
         self._service = service
         self._session_id = session_id
+        self._epoch = epoch
 
     def chunk(self, call: ChunkCall) -> AsyncGenerator[Frames | bytes, None]:
         """See ``GeneratorSession``."""
@@ -53,7 +54,7 @@ class LocalGeneratorSession:
 
     async def close(self) -> None:
         """See ``GeneratorSession``."""
-        await self._service.close(self._session_id)
+        await self._service.close(self._session_id, self._epoch)
 
 
 class LocalEncoder:

@@ -105,9 +105,9 @@ class FlashHeadGenerator:
             yield frames
             yield await anext(answers)
 
-    async def close(self, session_id: str) -> None:
-        """Forget a session."""
-        await self._service.close(session_id)
+    async def close(self, session_id: str, epoch: int) -> None:
+        """Forget a session, unless it was opened again after ``epoch``."""
+        await self._service.close(session_id, epoch)
 
     def describe(self) -> ModelCard:
         """What this replica serves; an answer means it is loaded and warm."""

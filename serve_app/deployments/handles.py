@@ -167,7 +167,8 @@ class ServeGenerator:
                     raise AtCapacity("every place for a stream is taken") from error
                 full.add(error.value)
             else:
-                return ServeGeneratorSession(self._handle.options(session_id=pinned(uid)), spec.session_id)
+                holder = self._handle.options(session_id=pinned(uid))
+                return ServeGeneratorSession(holder, spec.session_id, epoch)
 
 
 async def _close_once_open(opening: asyncio.Task[ServeGeneratorSession]) -> None:
@@ -181,9 +182,10 @@ async def _close_once_open(opening: asyncio.Task[ServeGeneratorSession]) -> None
 class ServeGeneratorSession:
     """``GeneratorSession`` over a handle pinned to the replica that holds the session."""
 
-    def __init__(self, handle: DeploymentHandle, session_id: str) -> None:
+    def __init__(self, handle: DeploymentHandle, session_id: str, epoch: int) -> None:
         self._handle = handle
         self._session_id = session_id
+        self._epoch = epoch
 
     async def chunk(self, call: ChunkCall) -> AsyncGenerator[Frames | bytes, None]:
         """The frames' object reference, then the snapshot itself."""
@@ -202,10 +204,12 @@ class ServeGeneratorSession:
                 response.cancel()
 
     async def close(self) -> None:
-        """Forget the session on its replica; one that cannot be told forgets it when it has been idle."""
+        """Forget the session on its replica, within ``CLOSE_TIMEOUT_S``; one that cannot be told forgets it
+        when it has been idle."""
         try:
             with ray_errors():
-                await asyncio.wait_for(self._handle.close.remote(self._session_id), CLOSE_TIMEOUT_S)
+                closing = self._handle.close.remote(self._session_id, self._epoch)
+                await asyncio.wait_for(closing, CLOSE_TIMEOUT_S)
         except (ReplicaLost, TimeoutError, RayError, RayServeException) as error:
             logger.info("session %s could not be closed: %s", self._session_id, error)
 

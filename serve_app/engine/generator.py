@@ -173,10 +173,11 @@ class GeneratorService:
         finally:
             self._release(session, call)
 
-    async def close(self, session_id: str) -> None:
-        """Forget a session; what is being made for it stops."""
+    async def close(self, session_id: str, epoch: int) -> None:
+        """Forget a session of that opening or an earlier one; what is being made for it stops. A later
+        opening stays: the call may have been long on its way."""
         session = self._table.get(session_id)
-        if session is not None:
+        if session is not None and session.epoch <= epoch:
             self._end(session_id, session)
 
     async def aclose(self) -> None:

@@ -93,6 +93,7 @@ class Conductor:
         self._epoch = 0
         self._playout_start_s: float | None = None
         self._encodes: set[asyncio.Task[bytes]] = set()
+        self._closings: set[asyncio.Task[None]] = set()
 
     async def run(self, deliver: Deliver) -> None:
         """Make every chunk and give each to ``deliver`` in order; return after the last.
@@ -121,8 +122,8 @@ class Conductor:
         finally:
             self.phase = Phase.ENDED
             await _cancel_all({producer, *self._encodes})
-            if self._session is not None:
-                await self._session.close()
+            self._part()
+            await asyncio.gather(*self._closings)
 
     def _enter(self, phase: Phase) -> None:
         self.phase = phase
@@ -192,7 +193,8 @@ class Conductor:
 
     def _lose(self, plan: ChunkPlan, losses: int, error: ReplicaLost) -> None:
         self._log.lost(plan.index, error)
-        self._session, self._lost_by = None, error.code
+        self._lost_by = error.code
+        self._part()
         self._enter(Phase.LOST)
         if losses >= self._limits.max_losses_per_chunk:
             raise Unavailable(
@@ -201,6 +203,15 @@ class Conductor:
                 value=losses,
                 retry_after_s=self._limits.retry_after_s,
             ) from error
+
+    def _part(self) -> None:
+        """Start to close the session where it is open. One that is lost may be on a replica that lives, and
+        would keep a place there; nothing waits for it before the end."""
+        if self._session is not None:
+            closing = asyncio.create_task(self._session.close())
+            self._closings.add(closing)
+            closing.add_done_callback(self._closings.discard)
+            self._session = None
 
     async def _answer(self, answer: Awaitable[T], timeout_s: float | None = None) -> T:
         """What is awaited, within ``call_timeout_s`` or ``timeout_s``; past it, what was to answer counts as

@@ -31,7 +31,8 @@ class GeneratorSession(Protocol):
         ...
 
     async def close(self) -> None:
-        """Forget the session; never raises for a replica that is gone."""
+        """Forget the session, unless it has been opened there again since. Ends within seconds, and never
+        raises for a replica that is gone."""
         ...
 
 

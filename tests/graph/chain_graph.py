@@ -46,6 +46,7 @@ class ChainReplica:
 
     def __init__(self) -> None:
         self._states: dict[str, bytes] = {}
+        self._epochs: dict[str, int] = {}
         self._cancelled: set[tuple[int, int]] = set()
 
     async def open(self, spec: SessionSpec, epoch: int, snapshot: bytes | None) -> str:
@@ -53,6 +54,7 @@ class ChainReplica:
         if len(self._states) >= PLACES:
             raise AtCapacity("full", value=uid)
         self._states[spec.session_id] = snapshot or b"new"
+        self._epochs[spec.session_id] = epoch
         return uid
 
     async def chunk(self, call: ChunkCall) -> AsyncGenerator[np.ndarray | bytes, None]:
@@ -77,8 +79,9 @@ class ChainReplica:
             del self._states[call.session_id]
             raise asyncio.CancelledError
 
-    async def close(self, session_id: str) -> None:
-        self._states.pop(session_id, None)
+    async def close(self, session_id: str, epoch: int) -> None:
+        if self._epochs.get(session_id, epoch) <= epoch:
+            self._states.pop(session_id, None)
 
     def sessions(self) -> tuple[int, int]:
         return os.getpid(), len(self._states)

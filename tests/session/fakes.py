@@ -73,6 +73,8 @@ class ChainGenerator:
     calls: list[tuple[str, int, int]] = field(default_factory=list)
     opened: list[tuple[str, int, bytes | None]] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
+    closed_openings: list[int] = field(default_factory=list)
+    close_s: float = 0.0
     slacks: list[float | None] = field(default_factory=list)
     before_frames: Callable[[ChunkCall], object] | None = None
     opens: bool = True
@@ -116,7 +118,9 @@ class ChainSession:
             raise fault
 
     async def close(self) -> None:
+        await asyncio.sleep(self._generator.close_s)
         self._generator.closed.append(self._spec.session_id)
+        self._generator.closed_openings.append(self._opening)
 
 
 @dataclass

@@ -213,6 +213,57 @@ def test_a_generator_that_does_not_answer_is_left() -> None:
     assert running.resumptions == 1
 
 
+@pytest.mark.parametrize("faults", [{(1, 2, 0): LOST}, {(1, 2, 1): CANCELLED}])
+def test_a_lost_session_is_closed_where_it_was(faults: dict) -> None:
+    """Its replica may live, and would keep its place for it."""
+    closed_before: dict[int, list[int]] = {}
+    generator = ChainGenerator(
+        faults=dict(faults),
+        chunk_s=0.005,
+        before_frames=lambda call: closed_before.setdefault(call.index, list(generator.closed_openings)),
+    )
+
+    async def scenario() -> None:
+        await played(conductor(generator, TextEncoder()))
+        assert not leftovers()
+
+    asyncio.run(scenario())
+    assert closed_before[5] == [1]
+    assert generator.closed_openings == [1, 2]
+
+
+def test_nothing_waits_for_the_closing_of_a_lost_session_but_the_end() -> None:
+    generator = ChainGenerator(faults={(1, 2, 0): LOST}, close_s=0.05)
+    closed_at_delivery: list[int] = []
+
+    async def deliver(cluster: bytes) -> None:
+        closed_at_delivery.append(len(generator.closed_openings))
+
+    async def scenario() -> None:
+        await conductor(generator, TextEncoder()).run(deliver)
+        assert not leftovers()
+
+    asyncio.run(scenario())
+    assert closed_at_delivery == [0] * 6
+    assert sorted(generator.closed_openings) == [1, 2]
+
+
+def test_cancelling_twice_gives_up_the_closings_too() -> None:
+    generator = ChainGenerator(faults={(1, 2, 0): LOST}, stalls={(2, 2)}, close_s=60.0)
+
+    async def scenario() -> None:
+        task = asyncio.create_task(played(conductor(generator, TextEncoder())))
+        for _ in range(2):
+            await asyncio.sleep(0.02)
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0)
+        assert not leftovers()
+
+    asyncio.run(scenario())
+
+
 def test_an_encoder_that_does_not_answer_is_called_again() -> None:
     encoder = TextEncoder(stalls={960})
     assert asyncio.run(played(conductor(ChainGenerator(), encoder, **HASTY))) == undisturbed()

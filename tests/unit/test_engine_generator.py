@@ -109,7 +109,7 @@ def test_a_chunk_is_frames_then_snapshot() -> None:
             else:
                 assert SessionState.from_bytes(snapshot).index == index + 1
         assert table.service.sessions == 1
-        await table.service.close("a")
+        await table.service.close("a", epoch=1)
         assert table.service.sessions == 0
 
     with_table(work)
@@ -134,7 +134,7 @@ def test_a_session_resumes_elsewhere_from_its_snapshot() -> None:
         first, second, _ = calls()
         await opened(table)
         _, snapshot = await answer(table, first)
-        await table.service.close("a")
+        await table.service.close("a", epoch=1)
         with pytest.raises(ReplicaLost):
             await answer(table, second)
         await table.service.open(spec("lite", "a"), 2, bytes(snapshot))
@@ -247,12 +247,24 @@ def test_a_session_closed_while_it_opens_is_gone() -> None:
         await until(lambda: table.service.sessions == 1)
         with pytest.raises(ReplicaLost):
             await answer(table, calls()[0])
-        await table.service.close("a")
+        await table.service.close("a", epoch=1)
         with pytest.raises(StaleCall):
             await opening
         assert table.service.sessions == 0
 
     with_table(work, NullEngine(operation_s=0.02))
+
+
+def test_closing_an_earlier_opening_leaves_the_later_one() -> None:
+    async def work(table: Table) -> None:
+        await opened(table, epoch=2)
+        await table.service.close("a", epoch=1)
+        assert table.service.sessions == 1
+        assert len(await answer(table, calls(epoch=2)[0])) == 2
+        await table.service.close("a", epoch=3)
+        assert table.service.sessions == 0
+
+    with_table(work)
 
 
 def test_places_are_bounded_while_sessions_open() -> None:
@@ -265,7 +277,7 @@ def test_places_are_bounded_while_sessions_open() -> None:
             assert refusal.value == 2
             assert refusal.retry_after_s
         await opened(table, "a", epoch=2)
-        await table.service.close("b")
+        await table.service.close("b", epoch=1)
         await opened(table, "c")
         assert table.service.sessions == 2
 
@@ -298,10 +310,10 @@ def test_a_stream_that_resumes_and_one_nobody_watches_need_no_place_in_real_time
             "busy": 0.0,
             "refused": 2,
         }
-        await table.service.close("a")
+        await table.service.close("a", epoch=1)
         with pytest.raises(AtCapacity):
             await opened(table, "c")
-        await table.service.close("b")
+        await table.service.close("b", epoch=1)
         await opened(table, "c")
 
     with_table(work, places=4)
@@ -316,7 +328,7 @@ def test_videos_nobody_watches_leave_the_places_to_live_streams() -> None:
             await opened(table, "a third", live=False)
         await opened(table, "a")
         await opened(table, "b")
-        await table.service.close("b")
+        await table.service.close("b", epoch=1)
         await opened(table, "a third", epoch=2, live=False)
 
     with_table(work, places=4)
@@ -420,7 +432,7 @@ class TestPrefetch:
             await opened(table)
             await answer(table, calls()[0])
             assert len(table.speech.windows) == 2
-            await table.service.close("a")
+            await table.service.close("a", epoch=1)
             await until(lambda: table.speech.cancelled == 1)
 
         with_table(work)

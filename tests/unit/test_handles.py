@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from ray.serve.exceptions import (
     RequestCancelledError,
 )
 
-from serve_app.deployments.handles import answered, call_until_answered, ray_errors
+from serve_app.deployments.handles import ServeGeneratorSession, answered, call_until_answered, ray_errors
 from serve_app.errors import ReplicaLost, Unavailable
 
 ATTEMPT_S = 0.02
@@ -114,6 +115,18 @@ def test_a_call_nobody_is_there_for_is_lost_and_made_again(error: Exception) -> 
 def test_a_call_refused_for_its_queue_is_not_lost() -> None:
     with pytest.raises(BackPressureError), ray_errors():
         raise BackPressureError(1, 1)
+
+
+def test_closing_says_which_opening_it_means() -> None:
+    told: list[tuple[str, int]] = []
+
+    def remote(*given: Any) -> Call:
+        told.append(given)
+        return Call(0)
+
+    handle = SimpleNamespace(close=SimpleNamespace(remote=remote))
+    asyncio.run(ServeGeneratorSession(handle, "s", 3).close())
+    assert told == [("s", 3)]
 
 
 def test_a_cancelled_caller_cancels_its_call_and_ends() -> None:
