@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from serve_app.client.remote import wait_until_ready
+from serve_app.client.server import heed_interrupts
 
 ROOT = Path(__file__).parents[1]
 URL = "http://127.0.0.1:8000"
@@ -63,7 +64,12 @@ class running:
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{URL}/health")
         self._process = subprocess.Popen(
-            self._command, shell=True, cwd=ROOT, env=environment(), start_new_session=True
+            self._command,
+            shell=True,
+            cwd=ROOT,
+            env=environment(),
+            start_new_session=True,
+            preexec_fn=heed_interrupts,
         )
         wait_until_ready(URL, 180, alive=lambda: self._process.poll() is None)
 

@@ -77,7 +77,9 @@ def _server(config: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     from here alone, once, and it can shut its replicas down in order."""
     environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", **os.environ}
     command = [str(Path(sys.executable).with_name("serve")), "run", str(config)]
-    process = subprocess.Popen(command, env=environment, start_new_session=True, **options)
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, preexec_fn=heed_interrupts, **options
+    )
     try:
         yield process
     finally:
@@ -88,6 +90,12 @@ def _server(config: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def heed_interrupts() -> None:
+    """For a new process: be stopped by SIGINT even where this one ignores it, as background jobs of a shell
+    do. Serve stops its replicas on no other signal."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextmanager
