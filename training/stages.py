@@ -24,9 +24,9 @@ from training.speech_encoder import MouthReader
 from training.talks import Windows
 
 SEED = 20_260_415
-_DISTURBANCE = 0.1
-"""Of latents, while the decoder learns: what the generator's own differ by is more, but a decoder that
-expects that much leaves out what moves."""
+_DISTURBANCE, _LAST_DISTURBANCE = 0.1, 0.05
+"""Of latents, while the decoder learns, and in its last stage: what the generator's own differ by is more,
+but a decoder that expects that much leaves out what moves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,8 @@ def continuity_stage(place: Workplace) -> Stage:
 
     def losses(batch: dict[str, Tensor]) -> Losses:
         with _mixed_precision(place):
-            return reconstruction_losses(network, batch["clip"], batch["clip_weight"].square(), 0.05)
+            weight = batch["clip_weight"].square()
+            return reconstruction_losses(network, batch["clip"], weight, _LAST_DISTURBANCE)
 
     return _stage("continuity", place, network, Clips(SEED + 8), losses, place.scale.continuity, 1e-4)
 
