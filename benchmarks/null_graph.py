@@ -149,6 +149,9 @@ class NullAudioEncoder:
     def __init__(self, models: tuple[ModelSettings, ...]) -> None:
         self._models = models
 
+    async def ready(self) -> None:
+        """At once."""
+
     async def rows(self, model: str, window: AudioWindow) -> np.ndarray:
         """``[rows, 12, 768]`` float32."""
         return np.zeros((window.end_row - window.first_row, *FEATURE_SHAPE), np.float32)

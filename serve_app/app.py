@@ -17,10 +17,13 @@ from serve_app.deployments.encoder import Encoder
 from serve_app.deployments.flashhead_generator import FlashHeadGenerator
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.near_router import NearRouter
+from serve_app.deployments.noted_router import NotedRouter
 from serve_app.deployments.reader import IngressRouter
 from serve_app.deployments.router import PinnedRouter
 
 ROUTING_STATS_PERIOD_S = 1.0
+ENCODERS = ("AudioEncoder", "Encoder")
+"""Deployments that all models share."""
 MAX_ONGOING_REQUESTS = 256
 """Calls a replica may hold. What bounds the work is ``max_streams`` and each generator's places; a call
 refused here would only be tried again."""
@@ -33,7 +36,7 @@ def generator_name(model: str) -> str:
 
 def deployment_names(settings: AppSettings) -> tuple[str, ...]:
     """The names of all deployments of the graph."""
-    return ("Ingress", "AudioEncoder", "Encoder", *(generator_name(model.name) for model in settings.models))
+    return ("Ingress", *ENCODERS, *(generator_name(model.name) for model in settings.models))
 
 
 def build_app(args: dict[str, Any]) -> Application:
@@ -52,6 +55,9 @@ def bind_graph(settings: AppSettings, audio_encoder: type, generator: type, enco
         "AudioEncoder",
         settings.models,
         request_router_config={"request_router_class": NearRouter},
+    )
+    video = _bound(
+        encoder, "Encoder", settings.video, request_router_config={"request_router_class": NotedRouter}
     )
     pinned = {
         "request_router_class": PinnedRouter,
@@ -73,7 +79,8 @@ def bind_graph(settings: AppSettings, audio_encoder: type, generator: type, enco
         "Ingress",
         settings,
         generators,
-        _bound(encoder, "Encoder", settings.video),
+        audio,
+        video,
         request_router_config={"request_router_class": IngressRouter},
     )
 

@@ -33,7 +33,7 @@ class Backend(Protocol):
         ...
 
     def ready(self, model: str) -> bool:
-        """Whether a served model has a replica to serve it, or sleeps as it may."""
+        """Whether all that makes a model has a replica, or sleeps as it may."""
         ...
 
     async def stage(self, model: str) -> Stage:

@@ -23,10 +23,10 @@ def status_router(backend: Backend) -> APIRouter:
     async def health() -> dict[str, str]:
         return {"status": "alive"}
 
-    @router.get("/ready", summary="Every model has a warm replica, or sleeps as it may; 503 otherwise")
+    @router.get("/ready", summary="Every model has warm replicas, or sleeps as it may; 503 otherwise")
     async def ready() -> dict[str, str]:
         if missing := [name for name in backend.served if not backend.ready(name)]:
-            logger.info("not ready: no replica of %s", ", ".join(missing))
+            logger.info("not ready: a replica is missing for %s", ", ".join(missing))
             raise Unavailable("not ready", code="not_ready")
         return {"status": "ready"}
 

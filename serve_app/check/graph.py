@@ -10,7 +10,7 @@ from pathlib import Path as File
 from typing import Any
 
 from serve_app.api.keys import read_keys
-from serve_app.app import deployment_names, generator_name
+from serve_app.app import ENCODERS, deployment_names, generator_name
 from serve_app.check.findings import Finding, Path, error, unknown, warning
 from serve_app.check.gpus import fewest_replicas, gpu_share
 from serve_app.check.schema import applications, attempt, mappings, unknown_keys
@@ -99,13 +99,15 @@ def _check_streams(
 def _check_generators(settings: AppSettings, application: Mapping[str, Any], path: Path) -> Iterator[Finding]:
     models = {generator_name(model.name): model for model in settings.models}
     for where, deployment in _sections(application, path):
-        model = models.get(str(deployment.get("name")))
-        if model is None:
-            continue
-        device, share = model.device, gpu_share(deployment)
-        if not model.may_sleep and fewest_replicas(deployment) == 0:
-            message = f"min_replicas=0 needs may_sleep: true of model {model.name}, or it is often not ready"
+        name = str(deployment.get("name"))
+        served = [models[name]] if name in models else settings.models if name in ENCODERS else ()
+        awake = [model.name for model in served if not model.may_sleep]
+        if awake and fewest_replicas(deployment) == 0:
+            message = f"min_replicas=0 needs may_sleep: true of model {awake[0]}, or it is often not ready"
             yield error((*where, "autoscaling_config"), message)
+        if name not in models:
+            continue
+        device, share = models[name].device, gpu_share(deployment)
         if device.startswith("cuda") and not share:
             yield warning(
                 (*where, "ray_actor_options"), f"device={device} without num_gpus: Ray may hide all GPUs"

@@ -55,6 +55,9 @@ class AudioEncoder:
         phases.ready()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wav2vec2")
 
+    async def ready(self) -> None:
+        """Answered by a replica that is loaded and warm."""
+
     async def rows(self, model: str, window: AudioWindow) -> np.ndarray:
         """The feature rows a window asks for: ``[end_row - first_row, blocks, channels]`` float32."""
         in_trace = contextvars.copy_context().run

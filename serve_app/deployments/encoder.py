@@ -54,6 +54,9 @@ class Encoder:
         self._video = video
         self._threads = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="encode")
 
+    async def ready(self) -> None:
+        """Answered by a replica that takes jobs."""
+
     async def encode(self, frames: Sequence[ray.ObjectRef], job: EncodeJob, height: int, width: int) -> bytes:
         """One chunk's WebM cluster or MP4 samples.
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
 from serve_app.api.app import create_app
-from serve_app.config import AppSettings, ModelSettings
-from serve_app.deployments.handles import ServeEncoder, ServeGenerator
+from serve_app.config import AppSettings
+from serve_app.deployments.handles import ServeEncoder, ServeGenerator, answered, ray_errors
 from serve_app.deployments.logs import join_serve_logging
 from serve_app.deployments.metrics import ServeRecorder
+from serve_app.deployments.presence import Presence
 from serve_app.deployments.reader import ReaderCredit, ReaderLedger
 from serve_app.deployments.replica_sets import running_replicas
 from serve_app.deployments.served_model import ServedModel
@@ -23,10 +26,14 @@ from serve_app.types import ModelCard
 
 
 class ServeBackend:
-    """``Backend`` over the graph's handles: one generator deployment a model, one encoder deployment."""
+    """``Backend`` over the graph's handles: one generator deployment a model, one of each encoder."""
 
     def __init__(
-        self, settings: AppSettings, generators: Mapping[str, DeploymentHandle], encoder: DeploymentHandle
+        self,
+        settings: AppSettings,
+        generators: Mapping[str, DeploymentHandle],
+        audio_encoder: DeploymentHandle,
+        encoder: DeploymentHandle,
     ) -> None:
         self.limits = settings.limits
         self.recorder = ServeRecorder()
@@ -34,7 +41,15 @@ class ServeBackend:
         self._encoder = encoder
         self._decoder = UploadDecoder(settings.limits)
         self._clock = MonotonicClock()
-        self._models = {model.name: self._served(generators[model.name], model) for model in settings.models}
+        encoders = tuple(self._presence(each, "ready") for each in (audio_encoder, encoder))
+        self._models: dict[str, ServedModel] = {}
+        self._presences = list(encoders)
+        for model in settings.models:
+            generator = self._presence(generators[model.name], "describe")
+            self._presences.append(generator)
+            self._models[model.name] = ServedModel(
+                model.name, generator, encoders, model.may_sleep, settings.limits
+            )
 
     @property
     def served(self) -> tuple[str, ...]:
@@ -63,25 +78,24 @@ class ServeBackend:
         )
 
     async def start(self) -> None:
-        """Start the decode workers and ask each model's generator what it is."""
+        """Start the decode workers and ask every deployment whether it is there."""
         await self._decoder.start()
-        for model in self._models.values():
-            model.wake()
+        for presence in self._presences:
+            presence.wake()
 
     async def aclose(self) -> None:
         """Stop asking and end the decode workers."""
-        await asyncio.gather(*(model.aclose() for model in self._models.values()))
+        await asyncio.gather(*(presence.aclose() for presence in self._presences))
         await self._decoder.aclose()
 
-    def _served(self, handle: DeploymentHandle, model: ModelSettings) -> ServedModel:
-        async def describe() -> ModelCard:
-            card: ModelCard = await handle.describe.remote()
-            return card
+    def _presence(self, handle: DeploymentHandle, method: str) -> Presence[Any]:
+        deployment = handle.deployment_id
 
-        def replicas() -> int:
-            return running_replicas(handle.deployment_id)
+        async def ask() -> Any:
+            with ray_errors():
+                return await answered(getattr(handle, method).remote())
 
-        return ServedModel(model.name, describe, replicas, model.may_sleep, self.limits, self._clock)
+        return Presence(deployment.name, ask, partial(running_replicas, deployment), self._clock)
 
 
 class Ingress:
@@ -91,11 +105,12 @@ class Ingress:
         self,
         settings: AppSettings,
         generators: dict[str, DeploymentHandle],
+        audio_encoder: DeploymentHandle,
         encoder: DeploymentHandle,
     ) -> None:
         join_serve_logging()
         self._settings = settings
-        self._backend = ServeBackend(settings, generators, encoder)
+        self._backend = ServeBackend(settings, generators, audio_encoder, encoder)
         self._readers = ReaderLedger()
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -13,8 +13,9 @@ from typing import Any
 
 from ray.serve._private.common import ReplicaID
 from ray.serve._private.request_router.common import PendingRequest
-from ray.serve._private.request_router.pow_2_router import PowerOfTwoChoicesRequestRouter
 from ray.serve._private.request_router.replica_wrapper import RunningReplica
+
+from serve_app.deployments.noted_router import NotedRouter
 
 SILENT_S = 0.5
 """A replica that owes answers and has given none for this long is passed over while there is another.
@@ -22,7 +23,7 @@ Shorter than a caller waits before it asks again (``handles.AUDIO_ATTEMPT_S``); 
 takes to encode, and where it is not, nothing is lost: replicas that are all slow are all chosen from."""
 
 
-class NearRouter(PowerOfTwoChoicesRequestRouter):
+class NearRouter(NotedRouter):
     """Serve's own choice, from the node's own replica first and without those that are silent.
 
     A call that its caller gave up is still owed: Ray (2.60) reports its end only when the replica answers

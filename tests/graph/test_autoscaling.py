@@ -13,18 +13,22 @@ import httpx
 import pytest
 from ray import serve
 
-from serve_app.app import generator_name
+from serve_app.app import ENCODERS, generator_name
 
 from benchmarks.null_graph import null_fleet
 from graph.live import animate, deploy, form, kill, replicas
+from graph.slow_start import START_S
 from graph.test_graph import speech
 
 CHUNK_MS = 300
 PLACES = 2
 """Live streams a replica makes in real time at ``CHUNK_MS`` for 960 ms of video, with head-room."""
 GENERATOR = generator_name(str(CHUNK_MS))
+MAKERS = (GENERATOR, *ENCODERS)
 SCALING = {"head_room": 0, "spare_replicas": 0, "scale_down_after_s": 3}
 LONG_S, SHORT_S = 40.0, 3.0
+AWAKE_S = 30.0
+"""What is awake stays so while others still start."""
 
 
 @contextmanager
@@ -37,9 +41,9 @@ def fleet(url: str, fewest: int, most: int) -> Iterator[None]:
         serve.delete("flashhead")
 
 
-def running() -> int:
-    """Generator replicas that take calls."""
-    deployment = serve.status().applications["flashhead"].deployments[GENERATOR]
+def running(name: str = GENERATOR) -> int:
+    """Replicas that take calls."""
+    deployment = serve.status().applications["flashhead"].deployments[name]
     return deployment.replica_states.get("RUNNING", 0)
 
 
@@ -72,12 +76,12 @@ def recorded_counts() -> Iterator[list[int]]:
 
 
 def animate_patiently(url: str, seconds: float) -> tuple[bytes, int]:
-    """The video, and how often there was no place at first; who is refused comes back when told."""
+    """The video, and how often there was none at first; who is refused comes back when told."""
     for refusals in itertools.count():
         answer = animate(url, form(audio=speech(seconds)))
         if answer.status_code == 200:
             return answer.content, refusals
-        assert answer.status_code == 429, answer.text
+        assert answer.status_code in (429, 503), answer.text
         time.sleep(int(answer.headers["Retry-After"]))
     raise AssertionError
 
@@ -85,14 +89,65 @@ def animate_patiently(url: str, seconds: float) -> tuple[bytes, int]:
 def test_ready_follows_the_replicas(url: str) -> None:
     with fleet(url, 1, 1):
         assert httpx.get(f"{url}/ready").status_code == 200
-        [replica] = replicas(GENERATOR)
-        kill(replica)
-        seen = set()
-        deadline = time.monotonic() + 60
-        while seen != {200, 503} or httpx.get(f"{url}/ready").status_code != 200:
-            assert time.monotonic() < deadline, seen
-            seen.add(httpx.get(f"{url}/ready").status_code)
-            time.sleep(0.05)
+        for deployment in (GENERATOR, "AudioEncoder", "Encoder"):
+            [replica] = replicas(deployment)
+            kill(replica)
+            seen = set()
+            deadline = time.monotonic() + 60
+            while seen != {200, 503} or httpx.get(f"{url}/ready").status_code != 200:
+                assert time.monotonic() < deadline, (deployment, seen)
+                seen.add(httpx.get(f"{url}/ready").status_code)
+                time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_all_that_makes_a_model_wakes_at_once(url: str) -> None:
+    """Every deployment but the ingress sleeps. A first client is told to come back after the longest of
+    their starts, AudioEncoder's, and by then all of them are there."""
+    with all_asleep(url):
+        animate_patiently(url, SHORT_S)
+        wait_for_sleep()
+        assert httpx.get(f"{url}/ready").status_code == 200
+        refused = animate(url, form(audio=speech(SHORT_S)))
+        assert (refused.status_code, refused.json()["code"]) == (503, "waking_up")
+        assert int(refused.headers["Retry-After"]) >= START_S
+        deadline = time.monotonic() + 120
+        while animate(url, form(audio=speech(SHORT_S))).status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert all(running(name) for name in MAKERS)
+
+
+@contextmanager
+def all_asleep(url: str) -> Iterator[None]:
+    """The null graph with a slow AudioEncoder, everything but the ingress between none and one replica."""
+    config = null_fleet(CHUNK_MS, (0, 1), SCALING | {"scale_down_after_s": AWAKE_S})
+    [application] = config["applications"]
+    application["import_path"] = "graph.slow_start:build"
+    application["args"]["limits"]["wake_wait_s"] = 0
+    scaling = {
+        "min_replicas": 0,
+        "max_replicas": 1,
+        "metrics_interval_s": 1,
+        "look_back_period_s": 5,
+        "downscale_delay_s": AWAKE_S,
+    }
+    for deployment in application["deployments"]:
+        if deployment["name"] in ENCODERS:
+            deployment["autoscaling_config"] = scaling
+    deploy(config, url)
+    try:
+        yield
+    finally:
+        serve.delete("flashhead")
+
+
+def wait_for_sleep(timeout_s: float = 120) -> None:
+    """Until nothing that makes videos has a process."""
+    deadline = time.monotonic() + timeout_s
+    while awake := [name for name in MAKERS if replicas(name)]:
+        assert time.monotonic() < deadline, awake
+        time.sleep(0.1)
 
 
 @pytest.mark.slow

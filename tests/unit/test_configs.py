@@ -213,6 +213,11 @@ ERRORS: dict[str, tuple[Plant, str, str]] = {
         "applications[0].deployments[2].autoscaling_config",
         "may_sleep",
     ),
+    "an encoder's sleep": (
+        lambda c: app(c)["deployments"][1].update(autoscaling_config={"min_replicas": 0}),
+        "applications[0].deployments[1].autoscaling_config",
+        "may_sleep: true of model lite",
+    ),
     "no applications": (lambda c: c.pop("applications"), "applications", "Field required"),
 }
 
