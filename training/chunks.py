@@ -21,7 +21,6 @@ from serve_app.engine.audio_cache import CONTEXT_ROWS
 from serve_app.model.audio_features import AudioFeatures, window_index
 from serve_app.model.vae import LTXVideoVAE
 
-from training.autoencoder import in_two_dimensions
 from training.drawing import Artist, Expression
 from training.pictures import SIDE, as_video, emphasis
 from training.talks import WINDOW_FRAMES, Talk, sample_talk
@@ -94,8 +93,7 @@ class TalkEncoder:
 
     def _latent(self, frames: np.ndarray) -> Tensor:
         video = as_video(frames)[None].to(self._vae.network.device)
-        with in_two_dimensions(self._vae.network):
-            return self._vae.moments(video)[0].cpu()
+        return self._vae.moments(video)[0].cpu()
 
     def _features(self, talk: Talk, chunk: int) -> Tensor:
         window = torch.from_numpy(talk.window((chunk + 1) * SLICE_FRAMES))

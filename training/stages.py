@@ -15,18 +15,14 @@ from serve_app.model.audio_features import AudioFeatures
 from serve_app.model.dit import DiT, DiTConfig
 from serve_app.model.vae import LTXVideoVAE
 
-from training.autoencoder import LTX, in_two_dimensions, reconstruction_losses
+from training.autoencoder import LTX
 from training.chunks import Chunks
 from training.generator import DIT, flow_losses
 from training.loop import Losses, Run, Stage
-from training.pictures import Clips
 from training.speech_encoder import MouthReader
 from training.talks import Windows
 
 SEED = 20_260_415
-_DISTURBANCE, _LAST_DISTURBANCE = 0.1, 0.05
-"""Of latents, while the decoder learns, and in its last stage: what the generator's own differ by is more,
-but a decoder that expects that much leaves out what moves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +35,9 @@ class Length:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is trained: whether the VAE's encoder leaves its linear start, lengths of the stages, talks
-    that are encoded and those of them that are rolled out."""
+    """How much is trained: lengths of the stages, talks that are
+    encoded and those of them that are rolled out."""
 
-    trains_encoder: bool
-    autoencoder: Length
-    continuity: Length
     speech: Length
     talks: int
     generator: Length
@@ -54,19 +47,13 @@ class Scale:
 
 SCALES = {
     "cpu": Scale(
-        trains_encoder=False,
-        autoencoder=Length(4000, 4),
-        continuity=Length(2000, 3),
         speech=Length(1200, 6),
-        talks=1000,
-        generator=Length(7000, 16),
+        talks=3000,
+        generator=Length(16000, 16),
         rollouts=60,
         correction=Length(1000, 16),
     ),
     "gpu": Scale(
-        trains_encoder=True,
-        autoencoder=Length(15000, 16),
-        continuity=Length(6000, 16),
         speech=Length(6000, 16),
         talks=4000,
         generator=Length(20000, 64),
@@ -93,9 +80,9 @@ class Workplace:
     scale: Scale
 
     @property
-    def linear_start(self) -> Path:
-        """The VAE before it is trained."""
-        return self.folder / "linear_start.pt"
+    def vae(self) -> Path:
+        """The fitted VAE."""
+        return self.folder / "vae.pt"
 
     @property
     def talks(self) -> Path:
@@ -106,36 +93,6 @@ class Workplace:
     def rollouts(self) -> Path:
         """Motion latents the generator handed on."""
         return self.folder / "rollouts.pt"
-
-
-def autoencoder_stage(place: Workplace) -> Stage:
-    """The VAE on clips and on pictures, from its linear start."""
-    network = AutoencoderKLLTXVideo.from_config(LTX)
-    network.load_state_dict(torch.load(place.linear_start, weights_only=True))
-    network.encoder.requires_grad_(place.scale.trains_encoder)
-
-    def losses(batch: dict[str, Tensor]) -> Losses:
-        with in_two_dimensions(network), _mixed_precision(place):
-            still = reconstruction_losses(network, batch["video"], batch["weight"], _DISTURBANCE)
-            moving = reconstruction_losses(network, batch["clip"], batch["clip_weight"], _DISTURBANCE)
-        return {"loss": still["loss"] + moving["loss"], "still": still["psnr"], "moving": moving["psnr"]}
-
-    data = Clips(SEED + 5)
-    return _stage("autoencoder", place, network.to(place.device), data, losses, place.scale.autoencoder, 7e-4)
-
-
-def continuity_stage(place: Workplace) -> Stage:
-    """The VAE's decoder, looking at the frames before and after: without that, what moves would go on by
-    leaps from one latent to the next."""
-    network = finished(autoencoder_stage(place), place)
-    network.encoder.requires_grad_(False)
-
-    def losses(batch: dict[str, Tensor]) -> Losses:
-        with _mixed_precision(place):
-            weight = batch["clip_weight"].square()
-            return reconstruction_losses(network, batch["clip"], weight, _LAST_DISTURBANCE)
-
-    return _stage("continuity", place, network, Clips(SEED + 8), losses, place.scale.continuity, 1e-4)
 
 
 def speech_stage(place: Workplace) -> Stage:
@@ -166,8 +123,6 @@ def correction_stage(place: Workplace) -> Stage:
 
 
 STAGES: dict[str, Callable[[Workplace], Stage]] = {
-    "autoencoder": autoencoder_stage,
-    "continuity": continuity_stage,
     "speech": speech_stage,
     "generator": generator_stage,
     "correction": correction_stage,
@@ -183,7 +138,9 @@ def finished(stage: Stage, place: Workplace) -> Any:
 
 def trained_vae(place: Workplace) -> LTXVideoVAE:
     """The VAE."""
-    return LTXVideoVAE(finished(continuity_stage(place), place)).requires_grad_(False)
+    network = AutoencoderKLLTXVideo.from_config(LTX)
+    network.load_state_dict(torch.load(place.vae, weights_only=True))
+    return LTXVideoVAE(network.to(place.device).eval()).requires_grad_(False)
 
 
 def trained_speech(place: Workplace) -> AudioFeatures:

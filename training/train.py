@@ -1,6 +1,6 @@
 """Trains the embedded ``tiny`` checkpoint.
 
-    python -m training.train [--work out/training] [--scale cpu|gpu] [--minutes 9] [--only autoencoder,speech]
+    python -m training.train [--work out/training] [--scale cpu|gpu] [--minutes 9] [--only vae,speech]
 
 A run takes up where the last one stopped, and stops after ``--minutes``; it exits with 0 once everything
 is done and the checkpoint written to ``<work>/checkpoint``, with 75 while there is more to do. See
@@ -21,13 +21,12 @@ from typing import Any
 
 import torch
 
-from training.autoencoder import new_autoencoder
+from training.autoencoder import fitted_autoencoder
 from training.checkpoint import write_checkpoint
-from training.chunks import Chunks, TalkEncoder
+from training.chunks import FRAMES, Chunks, TalkEncoder
 from training.evaluation import evaluate
-from training.linear_start import start_linearly
 from training.loop import Run
-from training.pictures import SIDE, Clips
+from training.pictures import Clips
 from training.rollouts import roll_out
 from training.stages import (
     SCALES,
@@ -41,7 +40,7 @@ from training.stages import (
     trained_vae,
 )
 
-LINEAR_START_CLIPS = 260
+VAE_CLIPS = 160
 MORE_TO_DO = 75
 """Exit status (EX_TEMPFAIL): call again."""
 
@@ -57,15 +56,15 @@ def run_stage(name: str, place: Workplace, until_s: float) -> bool:
     return run.done
 
 
-def start_autoencoder(place: Workplace, until_s: float) -> bool:
-    """The VAE's linear start; a few minutes, not to be interrupted."""
-    if not place.linear_start.is_file():
-        torch.manual_seed(SEED)
-        network = new_autoencoder()
-        data = Clips(SEED + 7, crop=SIDE)
-        items = [data[index] for index in range(LINEAR_START_CLIPS)]
-        start_linearly(network, [item["clip"] for item in items], [item["clip_weight"] for item in items])
-        torch.save(network.state_dict(), place.linear_start)
+def fit_vae(place: Workplace, until_s: float) -> bool:
+    """The VAE, in closed form; a few minutes, not to be interrupted."""
+    if not place.vae.is_file():
+        data = Clips(SEED + 7, frames=FRAMES)
+        items = [data[index] for index in range(VAE_CLIPS)]
+        network = fitted_autoencoder(
+            [item["clip"] for item in items], [item["clip_weight"] for item in items]
+        )
+        torch.save(network.state_dict(), place.vae)
     return True
 
 
@@ -94,9 +93,7 @@ def write(place: Workplace, until_s: float) -> bool:
 
 
 PHASES: dict[str, Phase] = {
-    "start": start_autoencoder,
-    "autoencoder": partial(run_stage, "autoencoder"),
-    "continuity": partial(run_stage, "continuity"),
+    "vae": fit_vae,
     "speech": partial(run_stage, "speech"),
     "talks": encode_talks,
     "generator": partial(run_stage, "generator"),
