@@ -25,6 +25,11 @@ from training.talks import Windows
 SEED = 20_260_415
 
 
+_CONSTANTS, _CONSTANT = 8, 8.0
+"""Channels of the DiT's tokens that begin as a constant, and it: three times the others in all, so that the
+layer norms leave a token's size in it, which is how strong a picture's colours are."""
+
+
 @dataclass(frozen=True, slots=True)
 class Length:
     """Steps of a stage, and items of a step."""
@@ -152,6 +157,8 @@ def _new_dit(place: Workplace) -> DiT:
     torch.manual_seed(SEED + 4)
     network = DiT(DiTConfig.from_dict(DIT)).to(place.device)
     torch.nn.init.zeros_(network.head.head.weight)
+    with torch.no_grad():
+        network.patch_embedding.bias[:_CONSTANTS] = _CONSTANT
     return network
 
 
