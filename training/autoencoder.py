@@ -51,20 +51,20 @@ _EXAGGERATION = 3.0
 """Of what moves, against the mean picture of a clip. 1 shows half of what mouths do; 2, 4 and more trade
 likeness for it, about 0.5 dB for each."""
 _RIDGE = 1e-5
-_MOST_ROWS = 200_000
+_MOST_ROWS = 400_000
 
 
 @torch.no_grad()
 def fitted_autoencoder(clips: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
-    """The network for ``clips`` ``[3, T, H, W]`` in [-1, 1], whose pixels count by the square of ``weights``
-    ``[1, T, H, W]``."""
+    """The network for ``clips`` ``[3, T, H, W]`` in [-1, 1], whose pixels count by ``weights [1, T, H, W]``;
+    by their square in the choice of components."""
     network = AutoencoderKLLTXVideo.from_config(LTX)
     video = torch.stack(list(clips))
     still = video.mean(dim=2, keepdim=True)
     video = still + _EXAGGERATION * (video - still)
     side = LTX["patch_size"]
-    weight = F.max_pool3d(torch.stack(list(weights)), (1, side, side)).square()
-    _fit_encoder(network.encoder, video, weight)
+    weight = F.max_pool3d(torch.stack(list(weights)), (1, side, side))
+    _fit_encoder(network.encoder, video, weight.square())
     latents = torch.cat([network.encode(clip[None]).latent_dist.mean for clip in video])
     _fit_decoder(network.decoder, latents, video, weight)
     return network
@@ -103,14 +103,14 @@ def _fit_decoder(decoder: Any, z: Tensor, video: Tensor, weight: Tensor) -> None
     upsamplers = [block.upsamplers[0] for block in decoder.up_blocks]
     widths = [up.conv.out_channels // 8 for up in upsamplers]
     patches = _patchified(_predicted(z, video), decoder.patch_size)
-    finest = _project(patches, *_components(patches, widths[-1] - 1, weight, whitening=0.5))
+    finest = _project(patches, *_components(patches, widths[-1] - 1, weight.square(), whitening=0.5))
     constant = torch.full_like(finest[:, :1], _constant(finest, 1 / widths[-1], _DECODER_AMPLITUDE))
     targets = [torch.cat([finest, constant], 1)]
     weights = [weight]
     for width in reversed(widths[:-1]):
         folded = _folded(targets[0])
         weights.insert(0, _pooled(weights[0]))
-        targets.insert(0, _project(folded, *_components(folded, width, weights[0])))
+        targets.insert(0, _project(folded, *_components(folded, width, weights[0].square())))
     weights.insert(0, _pooled(weights[0]))
     passed_on = torch.eye(decoder.conv_in.out_channels, z.shape[1])
     _set(decoder.conv_in, passed_on, torch.zeros(len(passed_on)))

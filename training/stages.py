@@ -54,7 +54,7 @@ SCALES = {
     "cpu": Scale(
         speech=Length(1200, 6),
         talks=3000,
-        generator=Length(16000, 16),
+        generator=Length(12000, 16),
         rollouts=60,
         correction=Length(1000, 16),
     ),
