@@ -129,17 +129,15 @@ class Chunks(Dataset[dict[str, Tensor]]):
         self._index = window_index(0, WINDOW_FRAMES)[-FRAMES:] - (WINDOW_FRAMES - FRAMES - CONTEXT_ROWS)
 
     def use_motion(self, motion: Tensor) -> None:
-        """Every other item carries over ``motion [talks, chunks, C, 2, h, w]`` instead of the true one;
-        talks it is not given for are left out."""
-        for key, value in self.data.items():
-            self.data[key] = value[: len(motion)]
+        """Every other item is of the talks that ``motion [talks, chunks, C, 2, h, w]`` is given for, the
+        first ones, and carries it over instead of the true one."""
         self.data["own_motion"] = motion
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         random = np.random.default_rng((self._seed, index))
-        talks, chunks = self.data["latents"].shape[:2]
-        talk, chunk = int(random.integers(talks)), int(random.integers(chunks))
+        chunks = self.data["latents"].shape[1]
         motion = "own_motion" if index % 2 and "own_motion" in self.data else "motion"
+        talk, chunk = int(random.integers(len(self.data[motion]))), int(random.integers(chunks))
         return {
             "latent": self.data["latents"][talk, chunk],
             "reference": self.data["reference"][talk],

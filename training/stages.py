@@ -55,7 +55,7 @@ SCALES = {
         speech=Length(1200, 6),
         talks=3000,
         generator=Length(12000, 16),
-        rollouts=60,
+        rollouts=300,
         correction=Length(1000, 16),
     ),
     "gpu": Scale(

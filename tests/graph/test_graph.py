@@ -18,6 +18,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from serve_app.media.webm_reader import ClusterReader
 
+from benchmarks.faces import best_lag
+from benchmarks.lipsync import watch
 from graph.live import (
     EXAMPLES,
     animate,
@@ -35,6 +37,7 @@ from graph.live import (
 from media.chromium import chromium, play_stream
 from media.programs import needs
 from media.test_hostile_files import AUDIO, IMAGES
+from training.talks import held_out_talk
 
 SECONDS = 15.0
 
@@ -73,6 +76,17 @@ def test_the_example_is_animated_streamed_and_whole(graph: str) -> None:
     assert read(whole.content).clusters == read(streamed.content).clusters
     mp4 = animate(graph, form(), stream="false", format="mp4")
     assert mp4.status_code == 200 and mp4.content[4:8] == b"ftyp"
+
+
+@needs("espeak-ng")
+def test_lips_move_with_the_sound(graph: str) -> None:
+    """HTTP in, WebM out and decoded: a face and a voice that training never saw; its track is known."""
+    talk = held_out_talk(2, 200)
+    seen = watch(graph, talk).opening
+    assert len(seen) == 200
+    lag, correlation = best_lag(seen[5:], talk.track[5:, 0])
+    assert abs(lag) <= 1
+    assert correlation > 0.6
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(graph: str) -> None:

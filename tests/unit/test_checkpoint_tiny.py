@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from serve_app.model.audio_features import select_windows
 from serve_app.model.checkpoint import load_audio_features, load_dit, load_vae
 from serve_app.model.presets import checkpoint_root, preset, resolved_geometry
 
-SCRIPT = Path(__file__).parents[2] / "training" / "init_tiny.py"
+from training.autoencoder import LTX
+from training.checkpoint import RECORD
+from training.generator import DIT
+from training.speech_encoder import WAV2VEC2
+from training.stages import STAGES
+
 EMBEDDED = checkpoint_root("embedded")
 TINY = preset("tiny")
 CPU = torch.device("cpu")
 
 
 def test_it_is_small() -> None:
-    assert sum(file.stat().st_size for file in EMBEDDED.rglob("*") if file.is_file()) < 8.5e6
+    assert sum(file.stat().st_size for file in EMBEDDED.rglob("*") if file.is_file()) < 20e6
 
 
-def test_it_is_what_its_script_makes(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("init_tiny", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    with torch.random.fork_rng():
-        script.write(tmp_path)
-    shipped = sorted(path.relative_to(EMBEDDED) for path in EMBEDDED.rglob("*") if path.is_file())
-    assert shipped == sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
-    for path in shipped:
-        if path.suffix == ".json":
-            assert (tmp_path / path).read_text() == (EMBEDDED / path).read_text()
-        else:
-            torch.testing.assert_close(load_file(tmp_path / path), load_file(EMBEDDED / path))
+def test_it_has_the_sizes_that_training_makes() -> None:
+    for folder, config in ((TINY.dit_dir, DIT), (TINY.vae_path, LTX), (TINY.wav2vec2_dir, WAV2VEC2)):
+        assert json.loads((EMBEDDED / folder / "config.json").read_text()) == config
+
+
+def test_it_tells_how_it_was_trained() -> None:
+    record = json.loads((EMBEDDED / RECORD).read_text())
+    assert {"command", "device", "torch", "seed", "stages", "held out"} <= set(record)
+    for name in STAGES:
+        assert record["stages"][name]["step"] > 0
+        assert record["stages"][name]["seconds"] > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
