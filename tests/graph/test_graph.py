@@ -81,12 +81,12 @@ def test_the_example_is_animated_streamed_and_whole(graph: str) -> None:
 @needs("espeak-ng")
 def test_lips_move_with_the_sound(graph: str) -> None:
     """HTTP in, WebM out and decoded: a face and a voice that training never saw; its track is known."""
-    talk = held_out_talk(2, 200)
+    talk = held_out_talk(0, 200)
     seen = watch(graph, talk).opening
     assert len(seen) == 200
     lag, correlation = best_lag(seen[5:], talk.track[5:, 0])
     assert abs(lag) <= 1
-    assert correlation > 0.6
+    assert correlation > 0.7
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(graph: str) -> None:
