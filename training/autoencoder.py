@@ -48,8 +48,8 @@ _LOGVAR = -8.0
 _ENCODER_AMPLITUDE, _DECODER_AMPLITUDE = 0.05, 0.03
 """RMS of the other channels behind the norm: the SiLU is straight enough for what is asked of each."""
 _EXAGGERATION = 3.0
-"""Of what moves, against the mean picture of a clip. 1 shows half of what mouths do; 2, 4 and more trade
-likeness for it, about 0.5 dB for each."""
+"""Of what moves, against the mean picture of a clip. It trades likeness for mouths: between the best
+linear decoders of 2 and of 4 lie 0.8 dB, and 0.87 and 0.91 of the opening (4 held-out faces)."""
 _RIDGE = 1e-5
 _MOST_ROWS = 400_000
 

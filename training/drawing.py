@@ -17,7 +17,7 @@ from training.faces import Colour, Face
 
 _SOFTNESS = 1 / 128
 """Standard deviation of a blur over the picture, in sides. The VAE makes 112 numbers of 24576: of lines as
-sharp as pixels it keeps 5 dB less, and half as much of what moves."""
+sharp as pixels it keeps 5 dB less."""
 _OVERSAMPLING = 2
 _SUBPIXEL_BITS = 4
 MOUTH_Y = 0.62
