@@ -10,7 +10,7 @@ import numpy as np
 from opentelemetry import context
 
 from serve_app.engine.reference import Reference
-from serve_app.engine.scheduler import Job, Stage
+from serve_app.engine.scheduler import MOST_SLACK_S, Job, Stage
 from serve_app.engine.state import SessionState
 from serve_app.types import FRAME_MS, ChunkCall
 
@@ -40,7 +40,7 @@ class Entry:
         self.state: asyncio.Future[SessionState] = loop.create_future()
         self.frames_taken = False
         slack_s = job.call.slack_s
-        self._deadline_s = None if slack_s is None else now_s + slack_s
+        self._deadline_s = None if slack_s is None else now_s + min(slack_s, MOST_SLACK_S)
 
     @property
     def ready(self) -> bool:

@@ -9,6 +9,9 @@ the slack they had before their work began: what a chunk has left shrinks as it 
 slack of the moment two chunks of equal urgency would take turns step by step and both end late. With
 one cost for all this is earliest deadline first, which meets every deadline that can be met. Work that
 nobody waits for has no deadline: it comes after all that has one, in order of arrival.
+
+A stream far ahead of its player still goes on: slack counts as ``MOST_SLACK_S`` at most, so that streams
+which catch up after a loss are made first only until they have that much themselves.
 """
 
 from __future__ import annotations
@@ -17,6 +20,11 @@ import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+
+MOST_SLACK_S = 2.0
+"""Chunks that may wait longer are made in order of arrival. Twice a chunk's playout time: as long as all
+streams of an engine together take less for a chunk each, no such chunk takes another one's turn."""
 
 
 class Stage(enum.Enum):

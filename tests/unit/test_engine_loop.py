@@ -117,12 +117,26 @@ def test_urgent_sessions_first_and_batch_after() -> None:
     engine = NullEngine(steps=1)
 
     async def work(loop: EngineLoop) -> None:
-        order = ("batch", None), ("relaxed", 9.0), ("urgent", 1.0)
+        order = ("batch", None), ("relaxed", 1.5), ("urgent", 1.0)
         await asyncio.gather(*(collect(loop, job(engine, name, slack)) for name, slack in order))
 
     with_loop(work, engine)
     decoded = [sessions[0] for operation, sessions in engine.log if operation == "decode"]
     assert decoded == ["urgent", "relaxed", "batch"]
+
+
+def test_who_is_far_ahead_does_not_wait_until_all_others_are_as_far() -> None:
+    """Its reader would get nothing for as long as they take."""
+    engine = NullEngine(steps=1)
+    catching_up = [(f"late-{chunk}", 0.96 * chunk) for chunk in range(12)]
+
+    async def work(loop: EngineLoop) -> None:
+        order = ("ahead", 60.0), *catching_up
+        await asyncio.gather(*(collect(loop, job(engine, name, slack)) for name, slack in order))
+
+    with_loop(work, engine)
+    decoded = [sessions[0] for operation, sessions in engine.log if operation == "decode"]
+    assert decoded[:5] == ["late-0", "late-1", "late-2", "ahead", "late-3"]
 
 
 def test_a_newcomer_joins_the_next_step() -> None:
