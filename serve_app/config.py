@@ -114,7 +114,8 @@ class ScalingSettings(Settings):
 class VideoSettings(Settings):
     """How Encoder compresses: VP9 at constant quality, one fresh context per chunk."""
 
-    crf: int = Field(28, ge=0, le=55)
+    crf: int | None = Field(None, ge=0, le=55)
+    """Absent, it follows the size of the picture, see ``ChunkEncoder``."""
     cpu_used: int = Field(7, ge=0, le=8)
     max_cluster_bytes: int = Field(250_000, ge=10_000)
     """A chunk larger than this is encoded again at crf + 8."""

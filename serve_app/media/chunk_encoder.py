@@ -18,15 +18,24 @@ from serve_app.types import ENCODER_CONTEXT_SAMPLES, FRAME_MS, LISTENER_SAMPLES_
 __all__ = ["ChunkEncoder", "finalise_mp4"]
 
 MAX_FRAMES = 33
+SMALL_PIXELS, SMALL_CRF, CRF = 256 * 256, 4, 28
+"""Pictures up to so many pixels cost little, and are shown enlarged. At 28 what moves in them by less than a
+grey level stands still within a chunk and is made good at the next one's key frame, for all to see: at 128x128
+the change there is 12 times that elsewhere, at 4 twice (docs/benchmarks.md, lips and speech)."""
 SMALLER_CRF_STEP = 8
 """Added to crf for a chunk whose cluster came out too large: roughly half the bytes."""
 
 
 class ChunkEncoder:
-    """Encodes chunks of ``height`` x ``width`` frames. Keeps nothing between calls; threads may share it."""
+    """Encodes chunks of ``height`` x ``width`` frames. Keeps nothing between calls; threads may share it.
+
+    Where ``video`` gives no ``crf``, it is ``SMALL_CRF`` for up to ``SMALL_PIXELS`` and ``CRF`` beyond.
+    """
 
     def __init__(self, video: VideoSettings, height: int, width: int) -> None:
         self._video = video
+        known = SMALL_CRF if height * width <= SMALL_PIXELS else CRF
+        self._crf = known if video.crf is None else video.crf
         self._frame_shape = (height * 3 // 2, width)
 
     def encode(self, frames: np.ndarray | None, job: EncodeJob) -> bytes:
@@ -43,9 +52,9 @@ class ChunkEncoder:
         if job.container == "mp4":
             return pack_samples(job.start_ms // FRAME_MS, encode_h264(frames) if frames is not None else [])
         sound = _sound_blocks(job)
-        cluster = self._cluster(frames, job.start_ms, sound, self._video.crf)
+        cluster = self._cluster(frames, job.start_ms, sound, self._crf)
         if frames is not None and len(cluster) > self._video.max_cluster_bytes:
-            cluster = self._cluster(frames, job.start_ms, sound, self._video.crf + SMALLER_CRF_STEP)
+            cluster = self._cluster(frames, job.start_ms, sound, self._crf + SMALLER_CRF_STEP)
         return cluster
 
     def _cluster(self, frames: np.ndarray | None, start_ms: int, sound: list[Block], crf: int) -> bytes:

@@ -94,6 +94,14 @@ def test_a_chunk_begins_with_its_only_key_frame_and_is_complete() -> None:
         assert sum(1 for packet in container.demux(audio=0) if packet.size) == 48
 
 
+@pytest.mark.parametrize(("size", "crf"), [((256, 256), 4), ((256, 272), 28)])
+def test_quality_follows_the_size_of_the_picture(size: tuple[int, int], crf: int) -> None:
+    pictures = yuv_frames(moving_pattern(*size), 0, 24)
+    asked, other = (ChunkEncoder(VideoSettings(crf=each), *size).encode(pictures, job()) for each in (crf, 16))
+    assert ChunkEncoder(VideoSettings(), *size).encode(pictures, job()) == asked
+    assert asked != other
+
+
 def test_a_chunk_too_large_is_encoded_again_coarser() -> None:
     noise = np.random.default_rng(0).integers(16, 236, frames().shape).astype(np.uint8)
     coarse = encoder(crf=36).encode(noise, job())
@@ -206,7 +214,7 @@ def test_the_start_is_that_of_a_continuous_encoder(speech: np.ndarray) -> None:
 def test_colours_come_back() -> None:
     """Flat patches through VP9 at the shipped quality, as a player that honours the tags shows them."""
     rgb = np.random.default_rng(3).integers(0, 256, (16, 3))
-    side = 64
+    side = 72
     patches = np.kron(rgb.reshape(4, 4, 3), np.ones((side, side, 1)))
     pictures = np.repeat(yuv420p(patches)[np.newaxis], 24, axis=0)
     work = job(24, start_ms=0)
