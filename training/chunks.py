@@ -111,7 +111,8 @@ class Chunks(Dataset[dict[str, Tensor]]):
 
     Items: ``latent [C, T, h, w]``, ``reference [C, 1, h, w]``, ``windows [33, 5, blocks, channels]``,
     ``opening`` 1 for the first chunk of a talk, ``motion [C, 2, h, w]``, the latents carried over, and
-    ``weight [1, 1, h, w]``.
+    ``weight [1, 1, h, w]``, larger at mouth and eyes and where all that moves is faint: of a pale mouth's
+    opening little would be learnt otherwise.
 
     Args:
         folder: of the shards.
@@ -125,6 +126,7 @@ class Chunks(Dataset[dict[str, Tensor]]):
         self.mean, self.std = _statistics(self.data["latents"].float())
         for key in ("latents", "reference"):
             self.data[key] = (self.data[key].float() - self.mean) / self.std
+        self.data["weight"] = self.data["weight"] / _movement(self.data["latents"], self.data["weight"])
         self.data["motion"] = self.data["latents"][:, :, :, :2].clone()
         self._index = window_index(0, WINDOW_FRAMES)[-FRAMES:] - (WINDOW_FRAMES - FRAMES - CONTEXT_ROWS)
 
@@ -146,6 +148,14 @@ class Chunks(Dataset[dict[str, Tensor]]):
             "weight": self.data["weight"][talk],
             "opening": ((self.data["first"][talk] + chunk) == 0).float(),
         }
+
+
+def _movement(latents: Tensor, weight: Tensor) -> Tensor:
+    """``[talks, 1, 1, 1, 1]``: how strongly each talk moves as a share of what is usual, a half at least."""
+    moving = latents - latents.mean(dim=(1, 3), keepdim=True)
+    squares = (moving.square().mean(dim=(1, 2, 3))[:, None, None] * weight).mean(dim=(3, 4), keepdim=True)
+    size = (squares / weight.mean(dim=(3, 4), keepdim=True)).sqrt()
+    return (size / size.median()).clamp_min(0.5)
 
 
 def _statistics(latents: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from training.speech import RATE_HZ
 def recorded(samples: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """``samples`` ``[n]`` float32 as some microphone in some room would have them; as long, and nothing
     is heard earlier or later."""
-    if random.random() < 0.5:
+    if random.random() < 0.7:
         samples = _toned(samples, random)
     if random.random() < 0.35:
         samples = _reverberated(samples, random)
@@ -22,8 +22,8 @@ def recorded(samples: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _toned(samples: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """A smooth random response of up to 9 dB, without delay."""
-    points = random.uniform(-9, 9, 8)
+    """A smooth random response of up to 18 dB, without delay: some voices are as dull as a bad microphone."""
+    points = random.uniform(-18, 18, 8)
     points[0] = min(points[0], 0.0)
     spectrum = np.fft.rfft(samples)
     place = np.linspace(0, len(points) - 1, len(spectrum)) ** 0.5 * (len(points) - 1) ** 0.5

@@ -52,7 +52,7 @@ class Scale:
 
 SCALES = {
     "cpu": Scale(
-        speech=Length(1200, 6),
+        speech=Length(3500, 6),
         talks=3000,
         generator=Length(12000, 16),
         rollouts=300,

@@ -115,6 +115,22 @@ def test_the_autoencoder_gives_unseen_clips_back(autoencoder: Any) -> None:
     assert 0.5 < posterior.mean.std() < 2
 
 
+@torch.no_grad()
+def test_between_two_clips_lies_what_is_between_their_latents(autoencoder: Any) -> None:
+    """The norms and SiLUs hardly bend it: a chunk goes on from frames that were decoded, and what they bend
+    would jump at every seam."""
+    data = Clips(1, frames=9)
+    one, other = data[100]["clip"][None], data[101]["clip"][None]
+    latents = [autoencoder.encode(clip).latent_dist.mean for clip in (one, other, (one + other) / 2)]
+    assert bend(*latents) < 0.012
+    assert bend(*(autoencoder.decode(each).sample for each in (*latents[:2], sum(latents[:2]) / 2))) < 0.012
+
+
+def bend(one: Tensor, other: Tensor, between: Tensor) -> float:
+    """How far off the middle, as a share of the way from one to the other."""
+    return float((between - (one + other) / 2).square().mean().sqrt() / (one - other).square().mean().sqrt())
+
+
 def batch(opening: float) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(2)
 
