@@ -54,9 +54,9 @@ _EXAGGERATION = 3.0
 mouths: between the best linear decoders of 2 and of 4 lie 0.8 dB, and 0.87 and 0.91 of the opening (4
 held-out faces)."""
 _DECODER_EXAGGERATION = 4.0
-"""Of what moves where the decoder is fitted. Fitted to less, the frames of a latent are alike and jump to those
-of the next: at 1.7, 3, 4 and 5.5 frames at seams change 2.5, 2.0, 1.8 and 1.6 times as much as elsewhere, and
-by 1.7, 1.5, 1.55 and 1.66 grey levels (6 held-out faces in the engine)."""
+"""Of what moves where the decoder is fitted. Fitted to less, the frames of a latent are alike and jump to
+those of the next: at 1.7, 3, 4 and 5.5 frames at seams change 2.5, 2.0, 1.8 and 1.6 times as much as
+elsewhere, and by 1.7, 1.5, 1.55 and 1.66 grey levels (6 held-out faces in the engine)."""
 _RIDGE = 1e-5
 _MOST_ROWS = 400_000
 

@@ -21,7 +21,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
 MOST_SLACK_S = 2.0
 """Chunks that may wait longer are made in order of arrival. Twice a chunk's playout time: as long as all
 streams of an engine together take less for a chunk each, no such chunk takes another one's turn."""

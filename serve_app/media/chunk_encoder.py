@@ -20,8 +20,8 @@ __all__ = ["ChunkEncoder", "finalise_mp4"]
 MAX_FRAMES = 33
 SMALL_PIXELS, SMALL_CRF, CRF = 256 * 256, 4, 28
 """Pictures up to so many pixels cost little, and are shown enlarged. At 28 what moves in them by less than a
-grey level stands still within a chunk and is made good at the next one's key frame, for all to see: at 128x128
-the change there is 12 times that elsewhere, at 4 twice (docs/benchmarks.md, lips and speech)."""
+grey level stands still within a chunk and is made good at the next one's key frame, for all to see: at
+128x128 the change there was 12 times that elsewhere, at 4 twice (measured with benchmarks/lipsync.py)."""
 SMALLER_CRF_STEP = 8
 """Added to crf for a chunk whose cluster came out too large: roughly half the bytes."""
 

@@ -97,7 +97,9 @@ def test_a_chunk_begins_with_its_only_key_frame_and_is_complete() -> None:
 @pytest.mark.parametrize(("size", "crf"), [((256, 256), 4), ((256, 272), 28)])
 def test_quality_follows_the_size_of_the_picture(size: tuple[int, int], crf: int) -> None:
     pictures = yuv_frames(moving_pattern(*size), 0, 24)
-    asked, other = (ChunkEncoder(VideoSettings(crf=each), *size).encode(pictures, job()) for each in (crf, 16))
+    asked, other = (
+        ChunkEncoder(VideoSettings(crf=each), *size).encode(pictures, job()) for each in (crf, 16)
+    )
     assert ChunkEncoder(VideoSettings(), *size).encode(pictures, job()) == asked
     assert asked != other
 
