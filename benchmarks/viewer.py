@@ -71,11 +71,6 @@ class Viewer(threading.Thread):
         """The longest time from one cluster to the next."""
         return max(self._gaps_s())
 
-    def noticed_gap_s(self) -> float:
-        """The longest of those times at whose end the player had nothing left to play."""
-        late = zip(self._gaps_s(), self._lateness_s(), strict=True)
-        return max((gap for gap, late_s in late if late_s > 0), default=0.0)
-
     def longest_stall_s(self) -> float:
         """How late the latest cluster was for the player."""
         return max(0.0, *self._lateness_s())
