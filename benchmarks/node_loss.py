@@ -86,12 +86,13 @@ def undisturbed(cluster: HostCluster, seconds: float) -> list[Viewer]:
 
 
 def longest_gap_s(viewers: list[Viewer]) -> float:
-    """Of all streams."""
+    """The longest of all streams, seconds."""
     return max(viewer.longest_gap_s() for viewer in viewers)
 
 
 def row(what: str, viewers: list[Viewer], limit_s: float) -> str:
-    """A line of the table: streams; median and longest gap, longest stall; whether the goal is met."""
+    """A line of the table: streams; median and longest gap, longest stall in seconds; whether the goal is
+    met."""
     gaps = [viewer.longest_gap_s() for viewer in viewers]
     stall_s = max(viewer.longest_stall_s() for viewer in viewers)
     seconds = statistics.median(gaps), max(gaps), stall_s

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from serve_app.engine.audio_cache import CONTEXT_ROWS
 from serve_app.model.audio_features import AudioFeatures, window_index
@@ -23,7 +23,7 @@ from serve_app.model.vae import LTXVideoVAE
 
 from training.drawing import Artist, Expression
 from training.pictures import SIDE, as_video, emphasis
-from training.talks import WINDOW_FRAMES, Talk, sample_talk
+from training.talks import WINDOW_FRAMES, sample_talk
 
 FRAMES, MOTION_FRAMES = 33, 9
 SLICE_FRAMES = FRAMES - MOTION_FRAMES
@@ -37,6 +37,31 @@ Shard = dict[str, Tensor]
 ``portrait [talks, side, side, 3]`` uint8 and ``weight [talks, 1, 1, h, w]``, larger at mouth and eyes."""
 
 
+class Footage(Dataset[Shard]):
+    """Talk ``i`` as it is filmed and recorded.
+
+    Items: ``video [chunks, 33, side, side, 3]`` and ``portrait [side, side, 3]`` uint8, ``windows [chunks,
+    128000]`` float32 of speech, ``first`` index of the first chunk, ``weight [side, side]``.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def __getitem__(self, number: int) -> Shard:
+        random = np.random.default_rng((self._seed, number, 2))
+        first = 0 if random.random() < 0.25 else int(random.integers(1, _LATEST_FIRST_CHUNK + 1))
+        talk = sample_talk((self._seed, number), SLICE_FRAMES * (first + CHUNKS_PER_TALK))
+        chunks = range(first, first + CHUNKS_PER_TALK)
+        features = Artist(talk.face, SIDE).features(Expression(opening=0.4))
+        return {
+            "video": torch.from_numpy(np.stack([talk.video(*_span(chunk)) for chunk in chunks])),
+            "portrait": torch.from_numpy(talk.video(-1, 1)[0]),
+            "windows": torch.from_numpy(np.stack([talk.window((k + 1) * SLICE_FRAMES) for k in chunks])),
+            "first": torch.tensor(first),
+            "weight": torch.from_numpy(emphasis(features, SIDE)),
+        }
+
+
 class TalkEncoder:
     """The trained encoders, and where what they encode is kept.
 
@@ -44,59 +69,52 @@ class TalkEncoder:
         vae, speech: trained, on one device.
         folder: of the shards.
         seed: of the talks.
+        workers: processes that film and record, 0 does it in this one.
     """
 
-    def __init__(self, vae: LTXVideoVAE, speech: AudioFeatures, folder: Path, seed: int) -> None:
+    def __init__(
+        self, vae: LTXVideoVAE, speech: AudioFeatures, folder: Path, seed: int, workers: int = 0
+    ) -> None:
         self._vae = vae
         self._speech = speech
         self._folder = folder
-        self._seed = seed
+        self._footage = Footage(seed)
+        self._workers = workers
 
     def encode(self, talks: int, until_s: float) -> bool:
         """Write the shards of ``talks`` talks that are not there; whether all are, when
         ``time.monotonic()`` passes ``until_s``."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        for shard in range(talks // TALKS_PER_SHARD):
-            path = self._folder / f"{shard:05}.pt"
-            if path.is_file():
-                continue
+        paths = [self._folder / f"{shard:05}.pt" for shard in range(talks // TALKS_PER_SHARD)]
+        missing = [shard for shard, path in enumerate(paths) if not path.is_file()]
+        numbers = [shard * TALKS_PER_SHARD + index for shard in missing for index in range(TALKS_PER_SHARD)]
+        footage = iter(DataLoader(self._footage, None, sampler=numbers, num_workers=self._workers))
+        for shard in missing:
             if time.monotonic() >= until_s:
                 return False
-            numbers = range(shard * TALKS_PER_SHARD, (shard + 1) * TALKS_PER_SHARD)
-            parts = [self._talk(number) for number in numbers]
-            torch.save(
-                {key: torch.stack([part[key] for part in parts]) for key in parts[0]}, f"{path}.partial"
-            )
-            os.replace(f"{path}.partial", path)
+            parts = [self._encoded(next(footage)) for _ in range(TALKS_PER_SHARD)]
+            partial = f"{paths[shard]}.partial"
+            torch.save({key: torch.stack([part[key] for part in parts]) for key in parts[0]}, partial)
+            os.replace(partial, paths[shard])
         return True
 
     @torch.inference_mode()
-    def _talk(self, number: int) -> Shard:
-        random = np.random.default_rng((self._seed, number, 2))
-        first = 0 if random.random() < 0.25 else int(random.integers(1, _LATEST_FIRST_CHUNK + 1))
-        talk = sample_talk((self._seed, number), SLICE_FRAMES * (first + CHUNKS_PER_TALK))
-        chunks = range(first, first + CHUNKS_PER_TALK)
-        portrait = talk.video(-1, 1)
+    def _encoded(self, footage: Shard) -> Shard:
+        weight = F.avg_pool2d(footage["weight"][None, None], self._vae.stride[1])
         return {
-            "latents": torch.cat([self._latent(talk.video(*_span(chunk))) for chunk in chunks]).half(),
-            "reference": self._latent(portrait)[0].half(),
-            "features": torch.stack([self._features(talk, chunk) for chunk in chunks]).half(),
-            "first": torch.tensor(first),
-            "portrait": torch.from_numpy(portrait[0]),
-            "weight": self._weight(talk),
+            "latents": torch.cat([self._latent(frames.numpy()) for frames in footage["video"]]).half(),
+            "reference": self._latent(footage["portrait"][None].numpy())[0].half(),
+            "features": torch.stack([self._features(window) for window in footage["windows"]]).half(),
+            "first": footage["first"],
+            "portrait": footage["portrait"],
+            "weight": weight.unsqueeze(2)[0],
         }
-
-    def _weight(self, talk: Talk) -> Tensor:
-        features = Artist(talk.face, SIDE).features(Expression(opening=0.4))
-        weight = torch.from_numpy(emphasis(features, SIDE))[None, None]
-        return F.avg_pool2d(weight, self._vae.stride[1]).unsqueeze(2)[0]
 
     def _latent(self, frames: np.ndarray) -> Tensor:
         video = as_video(frames)[None].to(self._vae.network.device)
         return self._vae.moments(video)[0].cpu()
 
-    def _features(self, talk: Talk, chunk: int) -> Tensor:
-        window = torch.from_numpy(talk.window((chunk + 1) * SLICE_FRAMES))
+    def _features(self, window: Tensor) -> Tensor:
         rows = self._speech.encode(window.to(self._speech.network.device))
         return rows[WINDOW_FRAMES - FRAMES - CONTEXT_ROWS :].cpu()
 
@@ -111,8 +129,8 @@ class Chunks(Dataset[dict[str, Tensor]]):
 
     Items: ``latent [C, T, h, w]``, ``reference [C, 1, h, w]``, ``windows [33, 5, blocks, channels]``,
     ``opening`` 1 for the first chunk of a talk, ``motion [C, 2, h, w]``, the latents carried over, and
-    ``weight [1, 1, h, w]``, larger at mouth and eyes and where all that moves is faint: of a pale mouth's
-    opening little would be learnt otherwise.
+    ``weight [1, 1, h, w]``, larger at mouth and eyes, and in talks in which all that moves is faint:
+    otherwise little would be learnt of how a pale mouth opens.
 
     Args:
         folder: of the shards.
@@ -151,7 +169,8 @@ class Chunks(Dataset[dict[str, Tensor]]):
 
 
 def _movement(latents: Tensor, weight: Tensor) -> Tensor:
-    """``[talks, 1, 1, 1, 1]``: how strongly each talk moves as a share of what is usual, a half at least."""
+    """``[talks, 1, 1, 1, 1]``: how strongly each talk moves, head and all, as a share of what is usual; a
+    half at least, so that silent ones do not count more than all others."""
     moving = latents - latents.mean(dim=(1, 3), keepdim=True)
     squares = (moving.square().mean(dim=(1, 2, 3))[:, None, None] * weight).mean(dim=(3, 4), keepdim=True)
     size = (squares / weight.mean(dim=(3, 4), keepdim=True)).sqrt()

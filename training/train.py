@@ -70,7 +70,7 @@ def fit_vae(place: Workplace, until_s: float) -> bool:
 
 def encode_talks(place: Workplace, until_s: float) -> bool:
     """The talks the generator learns from."""
-    encoder = TalkEncoder(trained_vae(place), trained_speech(place), place.talks, SEED + 6)
+    encoder = TalkEncoder(trained_vae(place), trained_speech(place), place.talks, SEED + 6, place.workers)
     return encoder.encode(place.scale.talks, until_s)
 
 

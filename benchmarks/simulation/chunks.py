@@ -164,7 +164,16 @@ class ChunkFleet:
         if gpu.busy:
             return
         jobs = [
-            Job(key, stream.order, stream.stage, STEPS, stream.steps_left, stream.due_s, PERIOD_S)
+            Job(
+                key,
+                stream.order,
+                stream.stage,
+                STEPS,
+                stream.steps_left,
+                stream.released_s,
+                stream.due_s,
+                PERIOD_S,
+            )
             for key, stream in gpu.streams.items()
             if stream.released_s <= self._now
         ]

@@ -10,7 +10,7 @@ import numpy as np
 from opentelemetry import context
 
 from serve_app.engine.reference import Reference
-from serve_app.engine.scheduler import MOST_SLACK_S, Job, Stage
+from serve_app.engine.scheduler import Job, Stage
 from serve_app.engine.state import SessionState
 from serve_app.types import FRAME_MS, ChunkCall
 
@@ -39,8 +39,9 @@ class Entry:
         self.frames: asyncio.Future[np.ndarray] = loop.create_future()
         self.state: asyncio.Future[SessionState] = loop.create_future()
         self.frames_taken = False
+        self._asked_s = now_s
         slack_s = job.call.slack_s
-        self._deadline_s = None if slack_s is None else now_s + min(slack_s, MOST_SLACK_S)
+        self._deadline_s = None if slack_s is None else now_s + slack_s
 
     @property
     def ready(self) -> bool:
@@ -56,6 +57,7 @@ class Entry:
             stage=self.stage,
             steps=steps,
             steps_left=steps if self.row is None else self.row.steps_left,
+            asked_s=self._asked_s,
             deadline_s=self._deadline_s,
             period_s=self.job.call.frame_count * FRAME_MS / 1000,
         )

@@ -10,8 +10,8 @@ slack of the moment two chunks of equal urgency would take turns step by step an
 one cost for all this is earliest deadline first, which meets every deadline that can be met. Work that
 nobody waits for has no deadline: it comes after all that has one, in order of arrival.
 
-A stream far ahead of its player still goes on: slack counts as ``MOST_SLACK_S`` at most, so that streams
-which catch up after a loss are made first only until they have that much themselves.
+A stream far ahead of its player still goes on: its chunks count as due ``MOST_SLACK_S`` after they were asked
+for, so that streams that catch up after a loss are made first only until they have about that much in hand.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 MOST_SLACK_S = 2.0
-"""Chunks that may wait longer are made in order of arrival. Twice a chunk's playout time: as long as all
-streams of an engine together take less for a chunk each, no such chunk takes another one's turn."""
+"""Seconds. Chunks that could wait longer go in order of arrival, and one that has waited so long goes before
+all that are due later. About two chunks' playout time: an engine that makes a chunk of each of its streams
+in less never comes to it."""
 
 
 class Stage(enum.Enum):
@@ -44,6 +45,7 @@ class Job:
         order: of arrival.
         stage: its next operation.
         steps, steps_left: denoising steps in all, and still to do.
+        asked_s: when the chunk was asked for, on the same clock as its deadline.
         deadline_s: when its frames are due, on the clock of ``now_s``; ``None`` if nobody waits.
         period_s: playout time of its frames. Advancing is due with the next chunk's frames.
     """
@@ -53,6 +55,7 @@ class Job:
     stage: Stage
     steps: int
     steps_left: int
+    asked_s: float
     deadline_s: float | None = None
     period_s: float = 0.0
 
@@ -154,7 +157,12 @@ def _urgency(job: Job, costs: StepCosts) -> tuple[float, int]:
     work = costs.chunk(job.steps)
     if job.stage is Stage.ADVANCE:
         work += costs.seconds(Stage.ADVANCE)
-    return _due_s(job) - work, job.order
+    return min(_due_s(job), _bound_s(job)) - work, job.order
+
+
+def _bound_s(job: Job) -> float:
+    """When the job counts as due however far its stream is ahead."""
+    return math.inf if job.deadline_s is None else job.asked_s + MOST_SLACK_S
 
 
 def _due_s(job: Job) -> float:

@@ -23,7 +23,7 @@ def costs(
 
 
 def job(key: int, deadline: float | None = None, stage: Stage = Stage.BEGIN, left: int = STEPS) -> Job:
-    return Job(key, key, stage, STEPS, left, deadline, period_s=0.96)
+    return Job(key, key, stage, STEPS, left, asked_s=deadline or 0.0, deadline_s=deadline, period_s=0.96)
 
 
 def denoising(key: int, deadline: float | None = None, left: int = STEPS) -> Job:
@@ -41,6 +41,15 @@ def test_the_least_slack_first() -> None:
 
 def test_equal_slack_in_order_of_arrival() -> None:
     assert schedule(0.0, [job(2, 1.0), job(1, 1.0)], costs()) == StepPlan(Stage.BEGIN, (1,))
+
+
+@pytest.mark.parametrize("stage", [Stage.BEGIN, Stage.ADVANCE])
+def test_who_is_far_ahead_counts_as_due_two_seconds_after_it_asked(stage: Stage) -> None:
+    ahead = replace(job(1, 60.0, stage), asked_s=0.0)
+    before, after = (replace(job(2, due, stage), asked_s=1.0) for due in (0.9, 2.5))
+    assert schedule(1.0, [ahead, before], costs()) == StepPlan(stage, (2,))
+    assert schedule(1.0, [ahead, after], costs()) == StepPlan(stage, (1,))
+    assert slack_s(ahead, 1.0, costs()) > 50
 
 
 def test_who_needs_longer_is_more_urgent() -> None:

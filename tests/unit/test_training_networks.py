@@ -18,9 +18,12 @@ from serve_app.model.audio_features import AudioFeatures
 from serve_app.model.checkpoint import load_audio_features, load_dit, load_vae, resolved_geometry
 from serve_app.model.dit import DiT, DiTConfig
 from serve_app.model.presets import preset
+from serve_app.model.vae import LTXVideoVAE
 
+from media.programs import needs
 from training.autoencoder import fitted_autoencoder
 from training.checkpoint import RECORD, write_checkpoint
+from training.chunks import Chunks, TalkEncoder
 from training.evaluation import psnr
 from training.generator import DIT, flow_losses, hold_motion
 from training.loop import Losses, Run, Stage
@@ -129,6 +132,41 @@ def test_between_two_clips_lies_what_is_between_their_latents(autoencoder: Any) 
 def bend(one: Tensor, other: Tensor, between: Tensor) -> float:
     """How far off the middle, as a share of the way from one to the other."""
     return float((between - (one + other) / 2).square().mean().sqrt() / (one - other).square().mean().sqrt())
+
+
+@needs("espeak-ng")
+def test_talks_are_the_same_wherever_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autoencoder: Any
+) -> None:
+    """In this process or by workers, in one go or taken up again."""
+    monkeypatch.setattr("training.chunks.TALKS_PER_SHARD", 1)
+    torch.manual_seed(0)
+    encoders = LTXVideoVAE(autoencoder), AudioFeatures(MouthReader().network.eval())
+    at_once, in_parts = (
+        TalkEncoder(*encoders, tmp_path / name, 1, workers) for name, workers in (("once", 0), ("parts", 1))
+    )
+    assert at_once.encode(2, FOREVER)
+    assert not in_parts.encode(2, until_s=time.monotonic())
+    assert in_parts.encode(1, FOREVER)
+    assert in_parts.encode(2, FOREVER)
+    for shard in ("00000.pt", "00001.pt"):
+        one, other = (torch.load(tmp_path / name / shard) for name in ("once", "parts"))
+        assert all(one[key].equal(other[key]) for key in one)
+
+
+def test_faint_talks_count_more(tmp_path: Path) -> None:
+    """In inverse proportion to how much moves, but for those in which next to nothing does."""
+    latents = torch.randn(5, 3, 112, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    shard = {
+        "latents": latents[:1] * torch.tensor([1.0, 0.75, 1.0, 2.0, 0.0]).view(-1, 1, 1, 1, 1, 1),
+        "reference": latents[:, 0, :, :1],
+        "features": torch.zeros(5, 3, 35, 4, 96),
+        "first": torch.zeros(5),
+        "weight": torch.ones(5, 1, 1, 4, 4),
+    }
+    torch.save(shard, tmp_path / "00000.pt")
+    weight = Chunks(tmp_path, 0).data["weight"]
+    torch.testing.assert_close(weight[:, 0, 0, 0, 0], torch.tensor([1.0, 4 / 3, 1.0, 0.5, 2.0]))
 
 
 def batch(opening: float) -> dict[str, Tensor]:
