@@ -61,8 +61,8 @@ TIME_TO_FIRST_FRAME = Metric(
     "flashhead_time_to_first_frame_seconds",
     "histogram",
     "seconds",
-    "Until the first cluster was delivered, since the request was accepted (since=request) or since its"
-    " speech was decoded (since=speech).",
+    "Until a live stream's first cluster was delivered, since its request had arrived (since=request; waking"
+    " a sleeping model counts) or since its speech was decoded (since=speech).",
     ("model", "since"),
     LONG_S,
 )
@@ -78,8 +78,8 @@ REAL_TIME_FACTOR = Metric(
     "flashhead_real_time_factor_ratio",
     "histogram",
     "ratio",
-    "Time a chunk was in the making, waiting for other sessions' work included, over the playout time of its"
-    " frames; above 1 the stream falls behind.",
+    "Time a live stream's chunk was in the making, waiting for other sessions' work included, over the"
+    " playout time of its frames; above 1 the stream falls behind.",
     ("model",),
     RATIO,
 )

@@ -75,6 +75,8 @@ def animate_router(backend: Backend) -> APIRouter:
                 accepted=["format=mp4&stream=false", "format=webm&stream=true", "format=webm&stream=false"],
             )
         limits = backend.limits
+        now = asyncio.get_running_loop().time
+        asked_s = now()
         served = chosen_model(backend, caller(request), model)
         stage = await attendance.until_gone(request, backend.stage(served))
         wanted = AnimationRequest(
@@ -87,6 +89,7 @@ def animate_router(backend: Backend) -> APIRouter:
             audio_encode=audio_encode,
             face_crop=face_crop,
             live=stream,
+            waited_s=now() - asked_s,
             request_id=request_id(request),
             caller=caller(request).name,
         )

@@ -27,7 +27,7 @@ class AnimationRequest:
     """What is asked for: the two files as uploaded, and how to animate them.
 
     ``steps`` is ``None`` for the model's own number. ``live`` says that somebody watches while the
-    video is made. ``request_id`` and the ``caller``'s name are what log lines carry, empty where there
+    video is made, ``waited_s`` how long it was waited for so far. ``request_id`` and the ``caller``'s name are what log lines carry, empty where there
     are none.
     """
 
@@ -40,6 +40,7 @@ class AnimationRequest:
     audio_encode: AudioEncodeMode
     face_crop: bool
     live: bool
+    waited_s: float = 0.0
     request_id: str = ""
     caller: str = ""
 
@@ -93,7 +94,7 @@ class Animation:
             "caller": request.caller,
             "model": stage.card.name,
         }
-        log = SessionLog(ids, stage.clock, stage.recorder)
+        log = SessionLog(ids, stage.clock, stage.recorder, live=request.live, waited_s=request.waited_s)
         geometry = stage.card.geometry
         with observed(stage.recorder, "decode_upload"):
             upload = await stage.decoder.decode(

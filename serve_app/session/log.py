@@ -34,20 +34,33 @@ logger = logging.getLogger(__name__)
 
 
 class SessionLog:
-    """The account of one session, from the moment its request was accepted.
+    """The account of one session, from the moment its request was there.
 
     Args:
         ids: what its lines and its span carry, ``session_id`` and ``model`` among them.
         clock: monotonic seconds.
         recorder: takes its metrics.
+        live: somebody watches while it is made. How soon and how fast the chunks of others come is not
+            recorded: they wait for all live work, and would tell of viewers who do not exist.
+        waited_s: how long ago the request was there.
     """
 
-    def __init__(self, ids: dict[str, str], clock: Clock, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self,
+        ids: dict[str, str],
+        clock: Clock,
+        recorder: Recorder | None = None,
+        *,
+        live: bool = True,
+        waited_s: float = 0.0,
+    ) -> None:
         self.recorder = recorder or NullRecorder()
         self._ids = ids
         self._model = ids["model"]
         self._clock = clock
-        self._accepted_s = self._speech_s = clock.now()
+        self._live = live
+        self._speech_s = clock.now()
+        self._asked_s = self._speech_s - waited_s
         self._state: str | None = None
         self._frames = 0
         self._late_s = 0.0
@@ -87,7 +100,8 @@ class SessionLog:
             playout_s = plan.frame_count * FRAME_MS / 1000
             self._making_s += seconds
             self._made_s += playout_s
-            self.recorder.record(REAL_TIME_FACTOR, seconds / playout_s, model=self._model)
+            if self._live:
+                self.recorder.record(REAL_TIME_FACTOR, seconds / playout_s, model=self._model)
 
     def delivered(self, plan: ChunkPlan, late_s: float | None) -> None:
         """A cluster was delivered, ``late_s`` after it was due; ``None`` where nobody waits for it."""
@@ -111,15 +125,16 @@ class SessionLog:
 
     def _first_frame(self) -> None:
         now = self._clock.now()
-        for since, began_s in (("request", self._accepted_s), ("speech", self._speech_s)):
-            self.recorder.record(TIME_TO_FIRST_FRAME, now - began_s, model=self._model, since=since)
-        seconds = round(now - self._accepted_s, 3)
+        if self._live:
+            for since, began_s in (("request", self._asked_s), ("speech", self._speech_s)):
+                self.recorder.record(TIME_TO_FIRST_FRAME, now - began_s, model=self._model, since=since)
+        seconds = round(now - self._asked_s, 3)
         self._line(logging.INFO, f"first frame after {seconds:.2f} s", seconds=seconds)
 
     def _ended(self, outcome: str) -> None:
         self.state(None)
         self.recorder.record(ENDED_STREAMS, 1, model=self._model, outcome=outcome)
-        seconds = self._clock.now() - self._accepted_s
+        seconds = self._clock.now() - self._asked_s
         factor = self._making_s / self._made_s if self._made_s else None
         self._line(
             logging.INFO,

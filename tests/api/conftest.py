@@ -54,6 +54,7 @@ class FakeBackend:
     recorder: ListRecorder = field(default_factory=ListRecorder)
     served: tuple[str, ...] = ("null", "late")
     loaded: tuple[str, ...] = ("null",)
+    wake_s: float = 0.0
 
     def cards(self) -> Mapping[str, ModelCard]:
         return {name: replace(CARD, name=name) for name in self.loaded}
@@ -64,6 +65,7 @@ class FakeBackend:
     async def stage(self, model: str) -> Stage:
         if model not in self.loaded:
             raise Unavailable(f"model {model} is still loading", code="not_ready", value=model)
+        await asyncio.sleep(self.wake_s)
         card = self.cards()[model]
         return Stage(
             card, self.generator, self.encoder, self.decoder, MonotonicClock(), self.limits, self.recorder

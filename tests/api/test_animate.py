@@ -13,6 +13,7 @@ import pytest
 from serve_app.config import Limits
 from serve_app.errors import InternalError, MalformedInput, TooLarge, UnsupportedMedia
 from serve_app.media.webm import webm_header
+from serve_app.metrics import TIME_TO_FIRST_FRAME
 
 from api.conftest import FakeBackend, serving
 from session.fakes import FULL, LOST, ChainGenerator, TextEncoder
@@ -198,6 +199,16 @@ def test_an_upload_that_never_ends_is_cut() -> None:
                 b"Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\n"
             )
             assert b"400 Bad Request" in client.recv(200)
+
+
+def test_the_first_frame_is_waited_for_from_the_request_on(backend: FakeBackend) -> None:
+    backend.wake_s = 0.3
+    with serving(backend) as url:
+        assert animate(url, stream="true").status_code == 200
+        assert animate(url, stream="false", format="mp4").status_code == 200
+    [since_request] = backend.recorder.values(TIME_TO_FIRST_FRAME, since="request")
+    [since_speech] = backend.recorder.values(TIME_TO_FIRST_FRAME, since="speech")
+    assert since_request >= since_speech + 0.3
 
 
 def test_the_last_place_is_the_last() -> None:

@@ -14,7 +14,7 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
-from serve_app.metrics import ALL, GPU_MEMORY, STAGE_TIME, Metric
+from serve_app.metrics import ACTIVE_STREAMS, ALL, GPU_MEMORY, STAGE_TIME, START_PHASE, Metric
 
 from graph.collector import Spans, collecting
 from graph.live import animate, deploy, form, hasty_config, kill, replicas, wait_for_sessions, with_replicas
@@ -23,6 +23,8 @@ from graph.test_graph import speech
 FRAMES = 125
 SERIES_USED = Path(__file__).parent / "ray_serve_series.txt"
 """Serve's own series that the dashboard and the alerts use."""
+GAUGES_FORGOTTEN_S = 35
+"""Ray exports what was set within 10 s and keeps it for 20."""
 Samples = dict[str, list[tuple[dict[str, str], float]]]
 
 
@@ -64,7 +66,9 @@ def watched(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watc
 
 
 def watched_config(logs: Path, collector: str) -> dict[str, Any]:
-    config = with_replicas(hasty_config(), AudioEncoder=1, FlashHeadGenerator=1, Encoder=1)
+    config = with_replicas(hasty_config(), AudioEncoder=1, FlashHeadGenerator=1)
+    [encoder] = [each for each in config["applications"][0]["deployments"] if each["name"] == "Encoder"]
+    encoder["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": 1}
     config["logging_config"] |= {"encoding": "JSON", "logs_dir": str(logs)}
     config["tracing_config"] = {
         "enabled": True,
@@ -199,3 +203,12 @@ def test_one_request_is_one_trace_through_all_four_deployments(watched: Watched)
             assert len(names) == len(above), names
             assert all(given.startswith(wanted) for given, wanted in zip(names, above, strict=True)), names
             assert span.start_time_unix_nano < span.end_time_unix_nano
+
+
+def test_gauges_stand_while_nothing_happens(watched: Watched) -> None:
+    time.sleep(GAUGES_FORGOTTEN_S)
+    samples = watched.scrape()
+    assert total(samples, f"ray_{START_PHASE.name}", model="tiny", phase="total") > 0
+    states = {tags["state"] for tags, _ in samples[f"ray_{ACTIVE_STREAMS.name}"]}
+    assert states == {"opening", "running", "lost"}
+    assert set(SERIES_USED.read_text().split()) <= set(samples)

@@ -49,7 +49,7 @@ class Play:
         self, generator: ChainGenerator, encoder: TextEncoder | None = None, live: bool = True
     ) -> None:
         self.recorder, self.clock = ListRecorder(), FakeClock()
-        self.log = SessionLog(IDS, self.clock, self.recorder)
+        self.log = SessionLog(IDS, self.clock, self.recorder, live=live, waited_s=2.0)
         self.clock.time = 0.5
         self.log.accepted(125)
         self.taken: list[bytes] = []
@@ -99,7 +99,7 @@ def test_an_undisturbed_session(caplog: pytest.LogCaptureFixture) -> None:
     assert len(recorder.values(STAGE_TIME, stage="deliver")) == 6
     [since_request] = recorder.values(TIME_TO_FIRST_FRAME, since="request")
     [since_speech] = recorder.values(TIME_TO_FIRST_FRAME, since="speech")
-    assert since_request == since_speech + 0.5 >= 1.0
+    assert since_request == since_speech + 2.0 + 0.5 >= 3.0
     [accepted] = fields(caplog.records, "accepted")
     [first] = fields(caplog.records, "first frame")
     [ended] = fields(caplog.records, "completed")
@@ -127,7 +127,8 @@ def test_lateness_is_what_the_reader_had_to_wait() -> None:
 def test_nobody_waits_for_a_batch_chunk() -> None:
     play = Play(ChainGenerator(), live=False)
     asyncio.run(play.run())
-    assert not play.recorder.values(CHUNK_LATENESS)
+    for metric in (CHUNK_LATENESS, REAL_TIME_FACTOR, TIME_TO_FIRST_FRAME):
+        assert not play.recorder.values(metric)
     assert play.recorder.values(ENDED_STREAMS, outcome="completed") == [1]
 
 
