@@ -75,7 +75,7 @@ class ModelSettings(Settings):
     name: str
     checkpoint: str = "embedded"
     """Directory in the released layout, or ``embedded`` for the checkpoint in the package."""
-    device: str = "auto"
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     attention: Literal["auto", "sdpa", "flash"] = "auto"
     compile: bool = False

@@ -17,9 +17,13 @@ from serve_app.check.schema import applications, attempt, mappings, unknown_keys
 from serve_app.client.address import APPLICATION, address, is_public
 from serve_app.config import AppSettings
 from serve_app.errors import ConfigError
+from serve_app.model.presets import PRESETS
 
 HAND_OVER_S = 10.0
 """What a replica that goes away needs at least to finish its chunks in progress."""
+
+SERVE_GRACE_S = 20.0
+"""What Serve gives a replica that goes away where the config says nothing."""
 
 
 def check_graph(config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -48,7 +52,10 @@ def _check_application(
         settings, _ = attempt(lambda: AppSettings.model_validate(left), left, where)
     if settings is None:
         return
-    yield from _check_names(settings, application, path)
+    models = list(_check_models(settings, where))
+    yield from models
+    if not models:
+        yield from _check_names(settings, application, path)
     yield from _check_streams(config, settings, application, path)
     yield from _check_generators(settings, application, path)
     yield from _check_keys(config, settings, path)
@@ -62,6 +69,12 @@ def without(content: Any, paths: Sequence[Path]) -> Any:
         if isinstance(holder, dict):
             holder.pop(path[-1], None)
     return changed
+
+
+def _check_models(settings: AppSettings, path: Path) -> Iterator[Finding]:
+    for index, model in enumerate(settings.models):
+        if model.name not in PRESETS:
+            yield error((*path, "models", index, "name"), unknown(model.name, PRESETS))
 
 
 def _check_names(settings: AppSettings, application: Mapping[str, Any], path: Path) -> Iterator[Finding]:
@@ -94,6 +107,13 @@ def _check_streams(
         if isinstance(grace_s, int | float) and grace_s < HAND_OVER_S:
             message = f"{grace_s:g} s is too short to hand streams over; {HAND_OVER_S:g} s at least"
             yield warning((*where, "graceful_shutdown_timeout_s"), message)
+        elif deployment.get("name") == "Ingress" and is_public(address(config)[0]):
+            grace_s = SERVE_GRACE_S if grace_s is None else grace_s
+            if isinstance(grace_s, int | float) and grace_s < longest_s:
+                message = (
+                    f"{grace_s:g} s cuts streams short that come in here; max_audio_s={longest_s:g} at least"
+                )
+                yield warning((*where, "graceful_shutdown_timeout_s"), message)
 
 
 def _check_generators(settings: AppSettings, application: Mapping[str, Any], path: Path) -> Iterator[Finding]:

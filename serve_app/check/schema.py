@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from ray.runtime_env import RuntimeEnv
+from ray.serve._private.config import ReplicaConfig
+from ray.serve._private.utils import validate_route_prefix
 from ray.serve.config import AutoscalingConfig
-from ray.serve.schema import ServeDeploySchema
+from ray.serve.schema import RayActorOptionsSchema, ServeDeploySchema
 
 from serve_app.check.findings import Finding, Path, error, unknown, validation_errors, warning
 
@@ -20,10 +25,17 @@ def check_schema(config: Mapping[str, Any]) -> Iterator[Finding]:
     yield from unknown_keys(config, ServeDeploySchema, ())
     _, findings = attempt(lambda: ServeDeploySchema.model_validate(config), config, ())
     yield from (finding for finding in findings if finding.severity == "error")
+    for path, application in applications(config):
+        if isinstance(prefix := application.get("route_prefix"), str):
+            yield from attempt(partial(validate_route_prefix, prefix), prefix, (*path, "route_prefix"))[1]
+        yield from _runtime_env(application, path)
     for path, deployment in deployments(config):
         scaling = deployment.get("autoscaling_config")
         if isinstance(scaling, Mapping):
             yield from _scaling(scaling, (*path, "autoscaling_config"))
+        options = deployment.get("ray_actor_options")
+        if isinstance(options, Mapping):
+            yield from _actor_options(options, (*path, "ray_actor_options"))
 
 
 def applications(config: Mapping[str, Any]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
@@ -77,6 +89,24 @@ def _scaling(given: Mapping[str, Any], path: Path) -> list[Finding]:
         return findings
     kwargs = scaling.policy.policy_kwargs
     return findings + attempt(lambda: policy(**kwargs), kwargs, (*path, "policy", "policy_kwargs"))[1]
+
+
+def _actor_options(given: Mapping[str, Any], path: Path) -> Iterator[Finding]:
+    """What Ray refuses of a replica's options only once it is to start."""
+    known = {
+        key: copy.deepcopy(value) for key, value in given.items() if key in RayActorOptionsSchema.model_fields
+    }
+    yield from attempt(lambda: ReplicaConfig.create("replica", ray_actor_options=known), given, path)[1]
+    yield from _runtime_env(given, path)
+
+
+def _runtime_env(holder: Mapping[str, Any], path: Path) -> Iterator[Finding]:
+    """Keys of a runtime environment that Ray would pass over, taking them for a plugin's."""
+    given = holder.get("runtime_env")
+    known = {field for field in RuntimeEnv.known_fields if not field.startswith("_")}
+    for key in given if isinstance(given, Mapping) else ():
+        if key not in known:
+            yield error((*path, "runtime_env", str(key)), unknown(key, known))
 
 
 def attempt(make: Callable[[], T], given: Any, path: Path) -> tuple[T | None, list[Finding]]:

@@ -27,8 +27,8 @@ class AnimationRequest:
     """What is asked for: the two files as uploaded, and how to animate them.
 
     ``steps`` is ``None`` for the model's own number. ``live`` says that somebody watches while the
-    video is made, ``waited_s`` how long it was waited for so far. ``request_id`` and the ``caller``'s name are what log lines carry, empty where there
-    are none.
+    video is made, ``waited_s`` how long it was waited for so far. ``request_id`` and the ``caller``'s
+    name are what log lines carry, empty where there are none.
     """
 
     session_id: str

@@ -12,6 +12,7 @@ import kubernetes_validate
 from serve_app.check.report import check_config
 from serve_app.config import AppSettings
 
+from cluster import network
 from cluster.manifests import (
     Document,
     Pod,
@@ -47,6 +48,10 @@ MADE_BY_CERT_MANAGER = Pod(
     {"containers": [{"ports": [{"name": "http", "containerPort": 8089}]}]},
 )
 """Its pod for an HTTP-01 challenge, which no overlay describes."""
+
+AGENT_PORT = 52365
+"""Ray's agent on every node (``--dashboard-agent-listen-port``): it knows whether the node is well."""
+ASKING = ("livenessProbe", "readinessProbe", "startupProbe", "lifecycle")
 
 THIRD_PARTY = re.compile(r"valkey/valkey:\d+\.\d+")
 DRAIN_START_S = 20
@@ -84,6 +89,9 @@ def undefined(documents: list[Document]) -> Iterator[str]:
         known = MADE_BY_USER if kind == "Secret" else MADE_BY_KUBERAY.get(kind, ())
         if name not in defined and name not in known:
             yield f"{where}: {kind} {name} is not defined"
+    for path, value in _nodes(documents):
+        if path.endswith(".secretKeyRef") and value["key"] != MADE_BY_USER.get(value["name"], value["key"]):
+            yield f"{path}: Secret {value['name']} holds {MADE_BY_USER[value['name']]}, not {value['key']}"
 
 
 def _references(documents: list[Document]) -> Iterator[tuple[str, str, str]]:
@@ -161,7 +169,7 @@ def _selectors(documents: list[Document]) -> Iterator[tuple[str, Document]]:
 
 
 def unknown_ports(documents: list[Document]) -> Iterator[str]:
-    """Ports that are asked for and that no selected container has."""
+    """Ports that are asked for and that no selected container has, and probes of ports nobody listens on."""
     every = [*pods(documents), MADE_BY_CERT_MANAGER]
     for policy in of_kind(documents, "NetworkPolicy"):
         selected = [pod for pod in every if selects(policy["spec"]["podSelector"], pod.labels)]
@@ -179,6 +187,8 @@ def unknown_ports(documents: list[Document]) -> Iterator[str]:
     for pod in every:
         if "serve" in _ports(pod) and _ports(pod)["serve"] != listening:
             yield f"{pod.owner}: port serve is {_ports(pod)['serve']}, Serve listens on {listening}"
+        for port in _probed(pod) - set(_ports(pod).values()) - {AGENT_PORT}:
+            yield f"{pod.owner}: a probe asks port {port}, on which nothing listens"
     [rule] = the(documents, "Ingress")["spec"]["rules"]
     asked = rule["http"]["paths"][0]["backend"]["service"]["port"].get("name")
     if asked not in _ports(next(pod for pod in every if pod.component == "head")):
@@ -187,6 +197,19 @@ def unknown_ports(documents: list[Document]) -> Iterator[str]:
 
 def _ports(pod: Pod) -> dict[str, int]:
     return {port["name"]: port["containerPort"] for c in pod.containers for port in c.get("ports", [])}
+
+
+def _probed(pod: Pod) -> set[int]:
+    """Ports that the kubelet's probes and hooks ask, those in commands too."""
+    probes = [container.get(name, {}) for container in pod.containers for name in ASKING]
+    called = {value for _, value in _nodes(probes) if isinstance(value, str)}
+    named = {value["port"] for _, value in _nodes(probes) if isinstance(value, dict) and "port" in value}
+    return named | {int(port) for text in called for port in re.findall(r"localhost:(\d+)", text)}
+
+
+def cut_off(documents: list[Document]) -> Iterator[str]:
+    """Traffic that is needed and that a policy stops."""
+    yield from network.cut_off(documents, list(pods(documents)))
 
 
 def unconfined(documents: list[Document]) -> Iterator[str]:
@@ -359,6 +382,12 @@ def unmounted(documents: list[Document]) -> Iterator[str]:
             mounted = {mount["mountPath"] for mount in pod.spec["containers"][0]["volumeMounts"]}
             if model.checkpoint != "embedded" and model.checkpoint not in mounted:
                 yield f"{pod.owner}: nothing is mounted at the checkpoint {model.checkpoint}"
+    released = {model.name for model in settings.models if model.checkpoint != "embedded"}
+    for pod in pods(documents):
+        for container in pod.containers:
+            given = {entry["name"]: entry.get("value") for entry in container.get("env", [])}
+            if "MODELS" in given and not released <= set(given["MODELS"].split(",")):
+                yield f"{pod.owner}, {container['name']}: has {given['MODELS']}, serves {sorted(released)}"
 
 
 def _holds_secret(pod: Pod, file: str | None, secret: str) -> bool:
@@ -387,6 +416,7 @@ CHECKS: tuple[Callable[[list[Document]], Iterator[str]], ...] = (
     wrong_versions,
     unmatched,
     unknown_ports,
+    cut_off,
     unconfined,
     exposed,
     impatient,

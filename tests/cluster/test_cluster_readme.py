@@ -8,8 +8,11 @@ import shlex
 import subprocess
 
 import pytest
+import yaml
 
 from serve_app.cli import _parser
+from serve_app.config import AppSettings, ScalingSettings
+from serve_app.deployments.scaling_policy import ReplicaReport, needed_replicas
 
 from cluster.checks import MADE_BY_USER
 from cluster.manifests import CONFIGS, ROOT, build, kubectl_missing, of_kind
@@ -72,9 +75,20 @@ def test_capacity_table_follows_its_formula() -> None:
         [cells] = re.findall(rf"(?m)^\| {re.escape(name)} \|(.+)\|$", README)
         return [int(cell) for cell in cells.split("|")]
 
-    per_gpu = math.floor(0.96 * 0.9 / 0.25)
+    [application] = yaml.safe_load((ROOT / "configs" / "serve.fleet.yaml").read_text())["applications"]
+    [model] = AppSettings.model_validate(application["args"]).models
+    [generator] = [each for each in application["deployments"] if each["name"].startswith("FlashHead")]
+    scaling = ScalingSettings(**generator["autoscaling_config"]["policy"]["policy_kwargs"])
+    per_gpu = math.floor(0.96 * model.max_utilisation / 0.25)
+
+    def asked_for(streams: int) -> int:
+        full = [per_gpu] * (streams // per_gpu) + [streams % per_gpu] * (streams % per_gpu > 0)
+        reports = [ReplicaReport(held, 0, per_gpu, model.max_sessions, 0, 0) for held in full]
+        return needed_replicas(reports, scaling)
+
     streams = row("streams at peak")
-    assert row("without either") == [math.ceil(n / per_gpu) for n in streams]
-    assert row("GPUs (one spare, one node may be lost)") == [math.ceil(n / per_gpu) + 2 for n in streams]
+    assert row("GPUs full to the last place") == [math.ceil(n / per_gpu) for n in streams]
+    assert row("GPUs the autoscaler asks for") == [asked_for(n) for n in streams]
+    assert row("GPUs where one node may be lost") == [asked_for(n) + 1 for n in streams]
     cores = [math.ceil(n / 12) + math.ceil(n / 16) for n in streams]
     assert row("cores for Encoder and Ingress") == cores

@@ -83,6 +83,13 @@ MISTAKES: list[tuple[Check, str, Mistake]] = [
         lambda d: ray_cluster(d)["gcsFaultToleranceOptions"].update(redisAddress="redis:6379"),
     ),
     (
+        checks.undefined,
+        "holds password, not passwd",
+        lambda d: ray_cluster(d)["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"][
+            "secretKeyRef"
+        ].update(key="passwd"),
+    ),
+    (
         checks.unmatched,
         "no pod has the labels",
         lambda d: the(d, "StatefulSet")["spec"]["selector"]["matchLabels"].update({"a": "b"}),
@@ -111,6 +118,26 @@ MISTAKES: list[tuple[Check, str, Mistake]] = [
         checks.unknown_ports,
         "Serve listens on 9000",
         lambda d: edit_serve_config(d, "port: 8000", "port: 9000"),
+    ),
+    (
+        checks.unknown_ports,
+        "a probe asks port 52366",
+        lambda d: container(d)["livenessProbe"]["httpGet"].update(port=52366),
+    ),
+    (
+        checks.unknown_ports,
+        "a probe asks port 8001",
+        lambda d: _replace(container(d)["readinessProbe"]["exec"]["command"], ":8000", ":8001"),
+    ),
+    (checks.cut_off, "UDP 53 out", lambda d: d.remove(policy(d, "dns"))),
+    (checks.cut_off, "head to redis", lambda d: d.remove(policy(d, "head-to-redis"))),
+    (checks.cut_off, "TCP 8000 in", lambda d: d.remove(policy(d, "clients"))),
+    (
+        checks.cut_off,
+        "cpu-worker to gpu-worker: no NetworkPolicy lets TCP 30000 in",
+        lambda d: policy(d, "between-ray-pods")["spec"]["ingress"][0].update(
+            ports=[{"protocol": "TCP", "port": 6379}]
+        ),
     ),
     (
         checks.unconfined,
@@ -187,11 +214,21 @@ MISTAKES: list[tuple[Check, str, Mistake]] = [
         lambda d: edit_serve_config(d, "checkpoint: /models", "checkpoint: /weights"),
     ),
     (
+        checks.unmounted,
+        "has pro, serves ['lite']",
+        lambda d: the(d, "Job")["spec"]["template"]["spec"]["containers"][0]["env"][0].update(value="pro"),
+    ),
+    (
         checks.misconfigured,
         "max_ongoing_requezts",
         lambda d: edit_serve_config(d, "num_replicas: 6", "num_replicas: 6\n        max_ongoing_requezts: 5"),
     ),
 ]
+
+
+def _replace(command: list[str], old: str, new: str) -> None:
+    assert old in command[-1]
+    command[-1] = command[-1].replace(old, new)
 
 
 def _redis(documents: list[Document]) -> Document:

@@ -11,6 +11,9 @@ from graph.test_graph import speech
 
 SECONDS = 20.0
 REQUESTS = [form(audio=speech(SECONDS, seed)) for seed in range(2)]
+UNNOTICED_S = 15.0
+"""Serve takes 30 s to find that a replica does not answer, and a stream must not wait for that, however busy
+the machine. What is promised of a quiet one, a chunk and 5 s, `benchmarks/node_loss.py` measures."""
 
 
 @cache

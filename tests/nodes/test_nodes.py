@@ -9,7 +9,7 @@ import ray
 from benchmarks.host_cluster import GENERATOR, HostCluster, replicas, shipped
 from graph.live import animate, form, with_replicas
 from graph.test_graph import speech
-from nodes.streams import assert_whole, running_streams
+from nodes.streams import UNNOTICED_S, assert_whole, running_streams
 
 
 def gpus_seen(deployment: str) -> set[str | None]:
@@ -40,6 +40,7 @@ def test_a_gpu_node_dies_and_a_new_one_takes_new_streams(cluster: HostCluster) -
     assert {viewer.node for viewer in viewers} == {"gpu-0", "gpu-1"}
     cluster.kill("gpu-1")
     assert_whole(viewers, expected)
+    assert max(viewer.longest_gap_s() for viewer in viewers) < UNNOTICED_S
 
     cluster.ensure("gpu-2")
     cluster.wait_for(GENERATOR, ["gpu-0", "gpu-2"])

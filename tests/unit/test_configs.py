@@ -218,6 +218,43 @@ ERRORS: dict[str, tuple[Plant, str, str]] = {
         "applications[0].deployments[1].autoscaling_config",
         "may_sleep: true of model lite",
     ),
+    "fallback strategy": (
+        lambda c: app(c)["deployments"][0]["ray_actor_options"].update(
+            fallback_strategy=[{"label_selectors": {}}]
+        ),
+        "applications[0].deployments[0].ray_actor_options",
+        "'label_selectors'",
+    ),
+    "label selector": (
+        lambda c: generator(c)["ray_actor_options"].update(label_selector={"a b": "c"}),
+        "applications[0].deployments[2].ray_actor_options",
+        "Invalid label key name `a b`",
+    ),
+    "runtime environment": (
+        lambda c: generator(c)["ray_actor_options"].update(runtime_env={"env_var": {}}),
+        "applications[0].deployments[2].ray_actor_options.runtime_env.env_var",
+        "did you mean 'env_vars'?",
+    ),
+    "the application's runtime environment": (
+        lambda c: app(c).update(runtime_env={"env_var": {}}),
+        "applications[0].runtime_env.env_var",
+        "did you mean 'env_vars'?",
+    ),
+    "route": (
+        lambda c: app(c).update(route_prefix="flash"),
+        "applications[0].route_prefix",
+        "must start with a forward slash",
+    ),
+    "model": (
+        lambda c: app(c)["args"]["models"][0].update(name="lyte"),
+        "applications[0].args.models[0].name",
+        "did you mean 'lite'?",
+    ),
+    "device": (
+        lambda c: app(c)["args"]["models"][0].update(device="gpu"),
+        "applications[0].args.models[0].device",
+        "should match pattern",
+    ),
     "no applications": (lambda c: c.pop("applications"), "applications", "Field required"),
 }
 
@@ -251,6 +288,11 @@ WARNINGS: dict[str, tuple[Plant, str, str]] = {
         lambda c: generator(c).update(graceful_shutdown_timeout_s=1),
         "applications[0].deployments[2].graceful_shutdown_timeout_s",
         "too short",
+    ),
+    "an Ingress that cuts its streams": (
+        lambda c: app(c)["deployments"][0].pop("graceful_shutdown_timeout_s"),
+        "applications[0].deployments[0].graceful_shutdown_timeout_s",
+        "20 s cuts streams short",
     ),
     "deprecated option": (
         lambda c: generator(c).update(autoscaling_config={"look_back_period_s": 1}),
@@ -296,6 +338,11 @@ def test_a_warning_fails_only_if_it_is_to(plant: tuple[Plant, str, str]) -> None
 )
 def test_a_text_that_is_no_config_is_an_error_at_its_line(text: str, said: str) -> None:
     assert said in check_config(text).to_text("c")
+
+
+def test_a_misspelt_model_casts_no_doubt_on_its_deployment() -> None:
+    text = planted(lambda c: app(c)["args"]["models"][0].update(name="lyte")).to_text("c")
+    assert "1 errors, 0 warnings" in text
 
 
 def test_one_mistake_does_not_hide_another() -> None:

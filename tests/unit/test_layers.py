@@ -25,7 +25,7 @@ ALLOWED = {
     "deployments": BASE | {"model", "engine", "media", "session", "api"},
     "app": BASE | {"deployments"},
     "client": BASE | {"model", "engine", "media", "session", "api"},
-    "check": BASE | {"api", "app", "client"},
+    "check": BASE | {"model", "api", "app", "client"},
     "cli": BASE | {"client", "check", "model", "session", "api"},
 }
 """What each layer may import of the package; itself always."""
