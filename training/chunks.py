@@ -6,7 +6,6 @@ run goes on where it was.
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from serve_app.model.audio_features import AudioFeatures, window_index
 from serve_app.model.vae import LTXVideoVAE
 
 from training.drawing import Artist, Expression
+from training.loop import save_whole
 from training.pictures import SIDE, as_video, emphasis
 from training.talks import WINDOW_FRAMES, sample_talk
 
@@ -35,6 +35,11 @@ Shard = dict[str, Tensor]
 """``latents [talks, chunks, C, T, h, w]``, ``reference [talks, C, 1, h, w]``, both as the encoder's means,
 ``features [talks, chunks, 35, blocks, channels]``, ``first [talks]`` index of the first chunk,
 ``portrait [talks, side, side, 3]`` uint8 and ``weight [talks, 1, 1, h, w]``, larger at mouth and eyes."""
+
+
+def shard_paths(folder: Path, talks: int) -> list[Path]:
+    """Where the shards of so many talks are."""
+    return [folder / f"{shard:05}.pt" for shard in range(talks // TALKS_PER_SHARD)]
 
 
 class Footage(Dataset[Shard]):
@@ -85,17 +90,17 @@ class TalkEncoder:
         """Write the shards of ``talks`` talks that are not there; whether all are, when
         ``time.monotonic()`` passes ``until_s``."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        paths = [self._folder / f"{shard:05}.pt" for shard in range(talks // TALKS_PER_SHARD)]
+        paths = shard_paths(self._folder, talks)
         missing = [shard for shard, path in enumerate(paths) if not path.is_file()]
         numbers = [shard * TALKS_PER_SHARD + index for shard in missing for index in range(TALKS_PER_SHARD)]
+        if not missing:
+            return True
         footage = iter(DataLoader(self._footage, None, sampler=numbers, num_workers=self._workers))
         for shard in missing:
             if time.monotonic() >= until_s:
                 return False
             parts = [self._encoded(next(footage)) for _ in range(TALKS_PER_SHARD)]
-            partial = f"{paths[shard]}.partial"
-            torch.save({key: torch.stack([part[key] for part in parts]) for key in parts[0]}, partial)
-            os.replace(partial, paths[shard])
+            save_whole({key: torch.stack([part[key] for part in parts]) for key in parts[0]}, paths[shard])
         return True
 
     @torch.inference_mode()
@@ -134,12 +139,19 @@ class Chunks(Dataset[dict[str, Tensor]]):
 
     Args:
         folder: of the shards.
+        talks: how many there are.
         seed: of the order.
+
+    Raises:
+        FileNotFoundError: there are other shards in the folder than those of the talks.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        shards = [torch.load(path, weights_only=True) for path in sorted(folder.glob("*.pt"))]
-        self.data: Any = {key: torch.cat([shard[key] for shard in shards]) for key in shards[0]}
+    def __init__(self, folder: Path, talks: int, seed: int) -> None:
+        paths = shard_paths(folder, talks)
+        if sorted(folder.glob("*.pt")) != paths:
+            raise FileNotFoundError(f"{folder} does not hold the {len(paths)} shards of {talks} talks")
+        shards = [torch.load(path, weights_only=True) for path in paths]
+        self.data: Any = {key: torch.cat([shard.pop(key) for shard in shards]) for key in tuple(shards[0])}
         self._seed = seed
         self.mean, self.std = _statistics(self.data["latents"].float())
         for key in ("latents", "reference"):

@@ -81,13 +81,22 @@ def _speak(library: ctypes.CDLL, request: dict[str, Any]) -> tuple[dict[str, Any
 def main() -> None:
     library = ctypes.CDLL("libespeak-ng.so.1")
     for line in sys.stdin:
+        answer, told = os.pipe()
         child = os.fork()
         if child == 0:
             head, samples = _speak(library, json.loads(line))
-            sys.stdout.buffer.write(json.dumps(head).encode() + b"\n" + samples)
-            sys.stdout.buffer.flush()
+            with os.fdopen(told, "wb") as pipe:
+                pipe.write(json.dumps(head).encode() + b"\n" + samples)
             os._exit(0)
-        os.waitpid(child, 0)
+        os.close(told)
+        with os.fdopen(answer, "rb") as pipe:
+            said = pipe.read()
+        _, status = os.waitpid(child, 0)
+        if status:
+            failed = f"espeak-ng failed with {os.waitstatus_to_exitcode(status)} at {line.strip()}"
+            said = json.dumps({"error": failed, "count": 0}).encode() + b"\n"
+        sys.stdout.buffer.write(said)
+        sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

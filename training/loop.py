@@ -1,7 +1,8 @@
 """The loop every stage of training runs in: deterministic, and resumable at any step.
 
 What a step sees follows from the stage's seed and the step's number alone, so a run that was stopped and
-taken up again gives the weights of one that was not (on the same device, with the same threads).
+taken up again gives the weights of one that was not: to the bit on a CPU with the same number of threads; on
+a GPU but for the order in which kernels add up.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ SAVE_EVERY_S = 120.0
 LOG_EVERY_STEPS = 25
 WARM_UP_STEPS = 100
 _EMA_DECAY = 0.998
+
+
+def save_whole(value: Any, path: Path) -> None:
+    """Write what torch can save whole or not at all."""
+    partial = f"{path}.partial"
+    torch.save(value, partial)
+    os.replace(partial, path)
 
 
 @dataclass
@@ -117,18 +125,14 @@ class Run:
                 parameter.copy_(average)
 
     def save(self) -> None:
-        """Write the state whole or not at all."""
-        partial = self._path.with_suffix(".partial")
-        torch.save(
-            {
-                "progress": self.progress.__dict__,
-                "weights": [p.detach() for p in self._trained],
-                "average": self._average,
-                "optimiser": self._optimiser.state_dict(),
-            },
-            partial,
-        )
-        os.replace(partial, self._path)
+        """Write the state."""
+        state = {
+            "progress": self.progress.__dict__,
+            "weights": [p.detach() for p in self._trained],
+            "average": self._average,
+            "optimiser": self._optimiser.state_dict(),
+        }
+        save_whole(state, self._path)
 
     def _restore(self) -> None:
         device = self._trained[0].device

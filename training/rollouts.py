@@ -1,7 +1,7 @@
 """Motion latents as the generator itself hands them on: what it learns to recover from.
 
 The engine plays each talk from its true beginning, chunk after chunk; the motion latents it arrives with
-take the place of the true ones in half of the batches of the last stage, while the target stays true.
+take the place of the true ones in every other item of the last stage, while the target stays true.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from serve_app.model.vae import LTXVideoVAE
 from serve_app.types import AudioSlice, ChunkCall, Geometry, SessionSpec
 
 from training.chunks import FRAMES, MOTION_FRAMES, SLICE_FRAMES, Chunks
+from training.loop import save_whole
 from training.pictures import SIDE
 from training.talks import SAMPLES_PER_FRAME
 
@@ -36,8 +37,10 @@ def roll_out(dit: DiT, vae: LTXVideoVAE, chunks: Chunks, talks: int, path: Path,
     made = list(torch.load(path, weights_only=True)) if path.is_file() else []
     while len(made) < talks and time.monotonic() < until_s:
         made.append(_talk(engine, chunks, len(made)))
-        if len(made) % SAVE_EVERY_TALKS == 0 or len(made) == talks:
-            torch.save(torch.stack(made), path)
+        if len(made) % SAVE_EVERY_TALKS == 0:
+            save_whole(torch.stack(made), path)
+    if made:
+        save_whole(torch.stack(made), path)
     return len(made) >= talks
 
 

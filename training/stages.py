@@ -40,9 +40,10 @@ class Length:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is trained: lengths of the stages, talks that are
-    encoded and those of them that are rolled out."""
+    """How much is trained: clips the VAE is fitted to, lengths of the stages, talks that are encoded and
+    those of them that are rolled out."""
 
+    clips: int
     speech: Length
     talks: int
     generator: Length
@@ -52,18 +53,20 @@ class Scale:
 
 SCALES = {
     "cpu": Scale(
+        clips=160,
         speech=Length(3500, 6),
-        talks=3000,
-        generator=Length(12000, 16),
+        talks=6000,
+        generator=Length(20000, 16),
         rollouts=300,
         correction=Length(1000, 16),
     ),
     "gpu": Scale(
-        speech=Length(6000, 16),
-        talks=4000,
-        generator=Length(20000, 64),
-        rollouts=1000,
-        correction=Length(6000, 64),
+        clips=160,
+        speech=Length(4000, 16),
+        talks=6000,
+        generator=Length(10000, 64),
+        rollouts=300,
+        correction=Length(1500, 64),
     ),
 }
 
@@ -114,15 +117,13 @@ def speech_stage(place: Workplace) -> Stage:
 
 def generator_stage(place: Workplace) -> Stage:
     """The DiT on true motion latents."""
-    return _flow(
-        "generator", place, _new_dit(place), Chunks(place.talks, SEED + 2), place.scale.generator, 1e-3
-    )
+    return _flow("generator", place, _new_dit(place), encoded_chunks(place, 2), place.scale.generator, 1e-3)
 
 
 def correction_stage(place: Workplace) -> Stage:
     """The DiT on motion latents of its own."""
     network = finished(generator_stage(place), place)
-    chunks = Chunks(place.talks, SEED + 3)
+    chunks = encoded_chunks(place, 3)
     chunks.use_motion(torch.load(place.rollouts, weights_only=True))
     return _flow("correction", place, network, chunks, place.scale.correction, 3e-4)
 
@@ -148,9 +149,20 @@ def trained_vae(place: Workplace) -> LTXVideoVAE:
     return LTXVideoVAE(network.to(place.device).eval()).requires_grad_(False)
 
 
+def trained_reader(place: Workplace) -> MouthReader:
+    """The speech encoder with what reads mouths from it."""
+    reader: MouthReader = finished(speech_stage(place), place).requires_grad_(False)
+    return reader
+
+
 def trained_speech(place: Workplace) -> AudioFeatures:
-    """The speech encoder without what read mouths from it."""
-    return AudioFeatures(finished(speech_stage(place), place).network).requires_grad_(False)
+    """The speech encoder alone."""
+    return AudioFeatures(trained_reader(place).network)
+
+
+def encoded_chunks(place: Workplace, order: int) -> Chunks:
+    """The chunks of all talks, in the ``order``-th random order."""
+    return Chunks(place.talks, place.scale.talks, SEED + order)
 
 
 def _new_dit(place: Workplace) -> DiT:

@@ -3,18 +3,21 @@
     python -m training.train [--work out/training] [--scale cpu|gpu] [--minutes 9] [--only vae,speech]
 
 A run takes up where the last one stopped, and stops after ``--minutes``; it exits with 0 once everything
-is done and the checkpoint written to ``<work>/checkpoint``, with 75 while there is more to do. See
-training/README.md.
+is done and the checkpoint written to ``<work>/checkpoint``, with 75 while there is more to do. A folder is
+for one scale: another is refused. See training/README.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from training.autoencoder import fitted_autoencoder
 from training.checkpoint import write_checkpoint
 from training.chunks import FRAMES, Chunks, TalkEncoder
 from training.evaluation import evaluate
-from training.loop import Run
+from training.loop import Run, save_whole
 from training.pictures import Clips
 from training.rollouts import roll_out
 from training.stages import (
@@ -34,13 +37,16 @@ from training.stages import (
     STAGES,
     Workplace,
     correction_stage,
+    encoded_chunks,
     finished,
     generator_stage,
+    trained_reader,
     trained_speech,
     trained_vae,
 )
 
-VAE_CLIPS = 160
+SETTINGS = "settings.json"
+JOURNAL = "phases.jsonl"
 MORE_TO_DO = 75
 """Exit status (EX_TEMPFAIL): call again."""
 
@@ -50,9 +56,10 @@ Phase = Callable[[Workplace, float], bool]
 
 def run_stage(name: str, place: Workplace, until_s: float) -> bool:
     """One stage's optimisation."""
+    if steps_done(name, place) >= getattr(place.scale, name).steps:
+        return True
     run = Run(STAGES[name](place), place.folder)
-    if not run.done:
-        run.train(until_s)
+    run.train(until_s)
     return run.done
 
 
@@ -60,11 +67,11 @@ def fit_vae(place: Workplace, until_s: float) -> bool:
     """The VAE, in closed form; a few minutes, not to be interrupted."""
     if not place.vae.is_file():
         data = Clips(SEED + 7, frames=FRAMES)
-        items = [data[index] for index in range(VAE_CLIPS)]
+        items = [data[index] for index in range(place.scale.clips)]
         network = fitted_autoencoder(
             [item["clip"] for item in items], [item["clip_weight"] for item in items]
         )
-        torch.save(network.state_dict(), place.vae)
+        save_whole(network.state_dict(), place.vae)
     return True
 
 
@@ -77,18 +84,17 @@ def encode_talks(place: Workplace, until_s: float) -> bool:
 def make_rollouts(place: Workplace, until_s: float) -> bool:
     """What the generator hands on to itself."""
     dit = finished(generator_stage(place), place).requires_grad_(False)
-    chunks = Chunks(place.talks, SEED + 2)
+    chunks = encoded_chunks(place, 2)
     vae = normalised_vae(place, chunks)
     return roll_out(dit, vae, chunks, place.scale.rollouts, place.rollouts, until_s)
 
 
 def write(place: Workplace, until_s: float) -> bool:
     """The checkpoint and its record."""
-    chunks = Chunks(place.talks, SEED + 2)
-    vae, speech = normalised_vae(place, chunks), trained_speech(place)
+    vae, reader = normalised_vae(place, encoded_chunks(place, 2)), trained_reader(place)
     dit = finished(correction_stage(place), place)
-    record = training_record(place) | {"held out": evaluate(vae, speech)}
-    write_checkpoint(place.folder / "checkpoint", dit, vae.network, speech.network, record)
+    record = training_record(place) | {"held out": evaluate(vae, reader)}
+    write_checkpoint(place.folder / "checkpoint", dit, vae.network, reader.network, record)
     return True
 
 
@@ -111,27 +117,79 @@ def normalised_vae(place: Workplace, chunks: Chunks) -> Any:
     return vae
 
 
+def steps_done(name: str, place: Workplace) -> int:
+    """How far a stage has come."""
+    path = place.folder / f"{name}.pt"
+    if not path.is_file():
+        return 0
+    return int(torch.load(path, map_location="meta", weights_only=True)["progress"]["step"])
+
+
 def training_record(place: Workplace) -> dict[str, Any]:
-    """On what it was trained, for how long, and how far each stage came."""
-    stages = {}
-    for name in STAGES:
-        state = torch.load(place.folder / f"{name}.pt", map_location="cpu", weights_only=True)
-        stages[name] = state["progress"]
-    device = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else platform.processor()
+    """What was trained, on what and for how long, and how far each stage came."""
+    runs = [json.loads(line) for line in (place.folder / JOURNAL).read_text().splitlines()]
+    states = {name: torch.load(place.folder / f"{name}.pt", "meta", weights_only=True) for name in STAGES}
     return {
-        "command": " ".join(["python -m training.train", *sys.argv[1:]]),
-        "device": device or platform.machine(),
-        "cpus": os.cpu_count(),
         "torch": torch.__version__,
-        "seed": SEED,
-        "stages": stages,
+        "settings": settings(place),
+        "phases": {
+            name: {
+                "seconds": round(sum(run["seconds"] for run in runs if run["phase"] == name)),
+                "on": sorted({run["on"] for run in runs if run["phase"] == name}),
+            }
+            for name in dict.fromkeys(run["phase"] for run in runs)
+        },
+        "stages": {name: state["progress"] for name, state in states.items()},
     }
+
+
+def settings(place: Workplace) -> dict[str, Any]:
+    """What a run follows from."""
+    return {"seed": SEED, "scale": asdict(place.scale)}
+
+
+def check_settings(place: Workplace) -> None:
+    """Raises ``SystemExit`` where the folder holds another run's work."""
+    path = place.folder / SETTINGS
+    wanted = settings(place)
+    if not path.is_file():
+        path.write_text(json.dumps(wanted) + "\n")
+    elif (begun := json.loads(path.read_text())) != wanted:
+        raise SystemExit(f"{place.folder} was begun with {begun}, not with {wanted}: give another --work")
+
+
+def work(place: Workplace, phases: Sequence[str], until_s: float) -> bool:
+    """Go on with these phases until a time of ``time.monotonic()``; whether all are done. What they took is
+    noted in the journal."""
+    place.folder.mkdir(parents=True, exist_ok=True)
+    check_settings(place)
+    for name in phases:
+        began_s = time.monotonic()
+        done = PHASES[name](place, until_s)
+        line = {"phase": name, "seconds": time.monotonic() - began_s, "on": processor(place)}
+        with (place.folder / JOURNAL).open("a") as journal:
+            journal.write(json.dumps(line) + "\n")
+        print(f"{name}: {'done' if done else 'to be continued'}", flush=True)
+        if not done:
+            return False
+    return True
+
+
+def processor(place: Workplace) -> str:
+    """What the networks run on."""
+    if place.device.type == "cuda":
+        return torch.cuda.get_device_name(place.device)
+    info = Path("/proc/cpuinfo").read_text()
+    [*names] = re.findall(r"(?m)^model name\s*: (.*)$", info)
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("out/training"), help="where everything is kept")
-    parser.add_argument("--scale", choices=list(SCALES), default=None, help="gpu where there is one")
+    parser.add_argument(
+        "--scale", choices=list(SCALES), default=None, help="and device; gpu where there is one"
+    )
     parser.add_argument("--minutes", type=float, default=9.0, help="stop after so long")
     parser.add_argument("--only", default=",".join(PHASES), help="these phases, in this order")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads of the networks")
@@ -143,17 +201,11 @@ def main() -> int:
     until_s = time.monotonic() + 60 * args.minutes
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    scale = args.scale or ("gpu" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if scale == "gpu" else "cpu")
     workers = max(1, (os.cpu_count() or 2) - 1)
-    scale = SCALES[args.scale or ("gpu" if kind == "cuda" else "cpu")]
-    place = Workplace(args.work, torch.device(kind), workers, scale)
-    place.folder.mkdir(parents=True, exist_ok=True)
-    for name in args.only.split(","):
-        done = PHASES[name](place, until_s)
-        print(f"{name}: {'done' if done else 'to be continued'}", flush=True)
-        if not done:
-            return MORE_TO_DO
-    return 0
+    place = Workplace(args.work, device, workers, SCALES[scale])
+    return 0 if work(place, args.only.split(","), until_s) else MORE_TO_DO
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ def test_faint_talks_count_more(tmp_path: Path) -> None:
         "weight": torch.ones(5, 1, 1, 4, 4),
     }
     torch.save(shard, tmp_path / "00000.pt")
-    weight = Chunks(tmp_path, 0).data["weight"]
+    weight = Chunks(tmp_path, 10, 0).data["weight"]
     torch.testing.assert_close(weight[:, 0, 0, 0, 0], torch.tensor([1.0, 4 / 3, 1.0, 0.5, 2.0]))
 
 

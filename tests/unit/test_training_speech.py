@@ -164,3 +164,10 @@ def test_the_eyes_blink_once_in_a_pause() -> None:
     assert blink[30:45].max() == 1
     assert not blink[:30].any()
     assert not blink[45:].any()
+
+
+@needs_espeak
+def test_speech_that_fails_is_an_error_and_not_the_last_word() -> None:
+    with pytest.raises(ValueError, match="espeak-ng failed with 1"):
+        speak("Good morning.", "en-us", words_per_minute=170.5)  # type: ignore[arg-type]
+    assert speak("Good morning.", "en-us").duration_s > 0.3
