@@ -18,8 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from serve_app.media.webm_reader import ClusterReader
 
-from benchmarks.faces import best_lag
-from benchmarks.lipsync import watch
+from benchmarks.lipsync import FRAMES_PER_SECOND, rows, silent, watch
 from graph.live import (
     EXAMPLES,
     animate,
@@ -79,14 +78,14 @@ def test_the_example_is_animated_streamed_and_whole(graph: str) -> None:
 
 
 @needs("espeak-ng")
-def test_lips_move_with_the_sound(graph: str) -> None:
-    """HTTP in, WebM out and decoded: a face and a voice that training never saw; its track is known."""
-    talk = held_out_talk(0, 200)
-    seen = watch(graph, talk).opening
-    assert len(seen) == 200
-    lag, correlation = best_lag(seen[5:], talk.track[5:, 0])
-    assert abs(lag) <= 1
-    assert correlation > 0.7
+def test_the_embedded_model_talks(graph: str) -> None:
+    """HTTP in, WebM out and decoded: faces and voices that training never saw; what is required of
+    ``benchmarks/lipsync.py``, but for its speed."""
+    spoken = [watch(graph, held_out_talk(number, 240)) for number in (0, 4)]
+    assert [len(one.frames) for one in spoken] == [240, 240]
+    hushed = watch(graph, silent(held_out_talk(0, 75)))
+    table = rows(spoken, hushed, long=spoken[0])
+    assert [str(row) for row in table if not (row.passed or row.unit == FRAMES_PER_SECOND)] == []
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(graph: str) -> None:

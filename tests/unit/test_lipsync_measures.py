@@ -72,3 +72,5 @@ def test_seams_show() -> None:
     seams = range(24, 49, 24)
     assert seam_ratio(smooth.astype(np.uint8), seams) < 1.5
     assert seam_ratio(seamed.astype(np.uint8), seams) > 3
+    seamed[48:] -= 20
+    assert seam_ratio(seamed.astype(np.uint8), seams) > 3
