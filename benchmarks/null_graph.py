@@ -4,7 +4,7 @@ the cores to what is measured."""
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ class NullEngine:
         """It is as fast at once as ever."""
         return self.chunk_s
 
-    def memory_bytes(self) -> dict[str, int]:
+    def memory_bytes(self) -> Mapping[str, int]:
         """It has no GPU."""
         return {}
 

@@ -16,7 +16,9 @@ from ray import serve
 
 from serve_app.metrics import ACTIVE_STREAMS, ALL, GPU_MEMORY, STAGE_TIME, START_PHASE, Metric
 
+from benchmarks.null_graph import null_fleet
 from graph.collector import Spans, collecting
+from graph.gpu_memory import MEMORY
 from graph.live import animate, deploy, form, hasty_config, kill, replicas, wait_for_sessions, with_replicas
 from graph.test_graph import speech
 
@@ -41,17 +43,25 @@ class Watched:
         return [record for record in records if fields.items() <= record.items()]
 
     def scrape(self) -> Samples:
-        """Every series of the node's metrics endpoint, without those of other graphs' replicas: Ray goes on
-        exporting the last values of replicas that are gone."""
-        [node] = ray.nodes()
-        text = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics").text
+        """Every series, without those of other graphs' replicas: Ray goes on exporting the last values of
+        replicas that are gone."""
         ours = {file.stem.rpartition("_")[2] for file in self.logs.rglob("replica_*.log")}
-        samples: Samples = {}
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if sample.labels.get("replica") in {None, *ours}:
-                    samples.setdefault(sample.name, []).append((sample.labels, sample.value))
-        return samples
+        return {
+            name: kept
+            for name, samples in scraped().items()
+            if (kept := [one for one in samples if one[0].get("replica") in {None, *ours}])
+        }
+
+
+def scraped() -> Samples:
+    """Every series of the node's metrics endpoint."""
+    [node] = ray.nodes()
+    text = httpx.get(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics").text
+    samples: Samples = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return samples
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +215,7 @@ def test_one_request_is_one_trace_through_all_four_deployments(watched: Watched)
             assert span.start_time_unix_nano < span.end_time_unix_nano
 
 
+@pytest.mark.slow
 def test_gauges_stand_while_nothing_happens(watched: Watched) -> None:
     time.sleep(GAUGES_FORGOTTEN_S)
     samples = watched.scrape()
@@ -212,3 +223,19 @@ def test_gauges_stand_while_nothing_happens(watched: Watched) -> None:
     states = {tags["state"] for tags, _ in samples[f"ray_{ACTIVE_STREAMS.name}"]}
     assert states == {"opening", "running", "lost"}
     assert set(SERIES_USED.read_text().split()) <= set(samples)
+
+
+@pytest.mark.slow
+def test_memory_of_a_gpu_is_exported_where_there_is_one(watched: Watched, url: str) -> None:
+    """The graph of ``watched`` is gone after this."""
+    config = null_fleet(50, (1, 1), {})
+    config["applications"][0]["import_path"] = "graph.gpu_memory:build"
+    deploy(config, url)
+    assert animate(url, form(audio=speech(2.0))).status_code == 200
+
+    def exported() -> dict[str, float]:
+        series = scraped().get(f"ray_{GPU_MEMORY.name}", [])
+        return {tags["state"]: value for tags, value in series if tags["model"] == "50"}
+
+    until(lambda: exported() == MEMORY)
+    assert exported() == MEMORY

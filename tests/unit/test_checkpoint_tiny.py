@@ -33,7 +33,8 @@ def test_it_has_the_sizes_that_training_makes() -> None:
 
 def test_it_tells_how_it_was_trained() -> None:
     record = json.loads((EMBEDDED / RECORD).read_text())
-    assert {"command", "device", "torch", "seed", "stages", "held out"} <= set(record)
+    assert {"torch", "settings", "phases", "stages", "held out"} <= set(record)
+    assert all(phase["on"] and phase["seconds"] > 0 for phase in record["phases"].values())
     for name in STAGES:
         assert record["stages"][name]["step"] > 0
         assert record["stages"][name]["seconds"] > 0
