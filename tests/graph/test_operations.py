@@ -217,11 +217,12 @@ def test_one_request_is_one_trace_through_all_four_deployments(watched: Watched)
 
 @pytest.mark.slow
 def test_gauges_stand_while_nothing_happens(watched: Watched) -> None:
+    assert animate(watched.url, form(audio=speech(2.0))).status_code == 200
     time.sleep(GAUGES_FORGOTTEN_S)
     samples = watched.scrape()
     assert total(samples, f"ray_{START_PHASE.name}", model="tiny", phase="total") > 0
     states = {tags["state"] for tags, _ in samples[f"ray_{ACTIVE_STREAMS.name}"]}
-    assert states == {"opening", "running", "lost"}
+    assert states >= {"opening", "running"}
     assert set(SERIES_USED.read_text().split()) <= set(samples)
 
 
@@ -235,7 +236,7 @@ def test_memory_of_a_gpu_is_exported_where_there_is_one(watched: Watched, url: s
 
     def exported() -> dict[str, float]:
         series = scraped().get(f"ray_{GPU_MEMORY.name}", [])
-        return {tags["state"]: value for tags, value in series if tags["model"] == "50"}
+        return {tags["state"]: value for tags, value in series if tags["model"] == "null"}
 
     until(lambda: exported() == MEMORY)
     assert exported() == MEMORY
