@@ -152,7 +152,7 @@ def best_lag(seen: np.ndarray, true: np.ndarray, most: int = 5) -> tuple[int, fl
 
 def seam_ratio(frames: np.ndarray, seams: range) -> float:
     """Mean difference of the frames at ``seams`` to those before, over the median of all others. In the
-    drawings themselves it is 0.8 to 1.4 (six of them, 12 s each); a single frame, in which somebody blinks or
+    drawings themselves it is 0.8 to 1.3 (six of them, 12 s each); a single frame, in which somebody blinks or
     a mouth opens, reaches 4 there, seam or not."""
     change = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean(axis=(1, 2, 3))
     at_seams = np.zeros(len(change), bool)
